@@ -306,7 +306,7 @@ def _clock(device: torch.device) -> float:
     """Seconds of the processor on the CPU, which other programs disturb less; else on the wall."""
     if device.type == "cpu":
         return time.process_time()
-    getattr(torch, device.type).synchronize()
+    devices.synchronize(device)
     return time.perf_counter()
 
 

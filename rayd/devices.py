@@ -103,6 +103,15 @@ def convolutions(device: torch.device, precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that was queued on it; needed before a clock is read."""
+    if device.type == "cuda":
+        # by its name: the current device may be another one
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def use_layout(resources: ResourceSettings) -> None:
     """Set the memory layout of networks in this process, from now on."""
     global _layout

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from rayd import devices
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.errors import ArtifactError, RunError
 
@@ -158,8 +159,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) 
     for call in range(repeats + 1):
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        devices.synchronize(device)
         elapsed = time.perf_counter() - began
         if call > 0:
             best = min(best, elapsed)
@@ -193,8 +193,7 @@ def ratio(
             for index, work in enumerate((first, second)):
                 began = clock()
                 work()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                devices.synchronize(device)
                 elapsed = clock() - began
                 if call > 0:
                     best[index] = min(best[index], elapsed)

@@ -20,7 +20,7 @@ STAGED = 2**16
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy CPU tensors to a device in one asynchronous copy.
+    """Copy CPU tensors to a device in one copy, to a CUDA device an asynchronous one.
 
     Args:
         tensors: tensors of any types and shapes, on the CPU.
@@ -33,9 +33,9 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     if device.type == "cpu" or not tensors:
         return list(tensors)
     buffer, starts = pack(tensors)
-    if device.type == "cuda" and buffer.nbytes > STAGED:
-        buffer = buffer.pin_memory()
-    sent = buffer.to(device, non_blocking=True)
+    # of other devices it is waited for: on MPS an asynchronous copy reads the buffer after it was
+    # freed, and gives random numbers
+    sent = upload(buffer, device)
     return [_unpacked(sent, start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
 
 

@@ -38,3 +38,17 @@ def test_nothing_is_copied_on_the_cpu():
 
 def test_nothing_to_send():
     assert send([], torch.device("meta")) == []
+
+
+@pytest.mark.parametrize(("device", "is_asynchronous"), [("cuda", True), ("mps", False)])
+def test_only_cuda_may_copy_after_the_buffer_was_freed(monkeypatch, device, is_asynchronous):
+    """It stages the buffer, or keeps its pinned memory; MPS reads what lies there by then."""
+    asked = []
+
+    def to(tensor: torch.Tensor, place: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((place.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    send([torch.arange(5), torch.ones(2)], torch.device(device))
+    assert asked == [(device, is_asynchronous)]

@@ -46,7 +46,7 @@ def gradient(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int
     try:
         for loss in mean_losses(network, images, labels, batch_size)():
             parts = torch.autograd.grad(loss, parameters)
-            total += torch.cat([part.flatten() for part in parts]).double().cpu()
+            total += torch.cat([part.flatten() for part in parts]).cpu().double()
     finally:
         network.train(mode)
     return total

@@ -217,9 +217,12 @@ def chart(eigenvalues: Mapping[str, Mapping[str, float]], title: str = "") -> Im
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    return torch.stack(
-        [(a.double() * b.double()).sum() for a, b in zip(first, second, strict=True)]
-    ).sum()
+    products = [(_double(a) * _double(b)).sum() for a, b in zip(first, second, strict=True)]
+    return torch.stack(products).sum()
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # MPS has no float64
 
 
 def _scaled(vector: Sequence[Tensor]) -> list[Tensor]:

@@ -53,7 +53,7 @@ def covariances(
         maps = extractor(part.to(device)).layers[LayerRole.CONV_PATH]
         found = []
         for layer in maps:
-            vectors = layer.flatten(2).transpose(1, 2).double().cpu()
+            vectors = layer.flatten(2).transpose(1, 2).cpu().double()
             found.append(Covariance.of_all(vectors))
         pairs = zip(total, found, strict=True)
         total = [one.merge(other) for one, other in pairs] if total else found

@@ -167,7 +167,7 @@ def prune(network: nn.Module, share: float) -> nn.Sequential:
         elif isinstance(layer, nn.Linear):
             assert kept is not None
             places = layer.in_features // channels
-            columns = (kept[:, None] * places + torch.arange(places)).flatten()
+            columns = (kept[:, None] * places + torch.arange(places, device=kept.device)).flatten()
             layer.weight = nn.Parameter(layer.weight.detach()[:, columns])
             layer.in_features = len(columns)
     return nn.Sequential(*layers)

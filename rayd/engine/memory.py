@@ -1,7 +1,7 @@
 """Out-of-memory errors as one sentence: the stage that failed and the settings that reduce it.
 
-Torch raises `torch.OutOfMemoryError` on GPUs and a plain `RuntimeError` on the CPU and on MPS;
-numpy raises `MemoryError`.
+Torch raises `torch.OutOfMemoryError` where its own allocator finds no memory on a GPU, and plain
+`RuntimeError`s where CUDA's libraries find none, on the CPU and on MPS; numpy raises `MemoryError`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
 """Parts of torch's messages where the error has no class of its own: Linux, Windows, MPS."""
+_ON_GPU = re.compile(
+    r"(CUDA|hip) ?error: out of memory|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS)_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+"""Those of CUDA itself and of its libraries, which have memory of their own beside torch's: most
+often another process holds all of it."""
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -27,7 +33,7 @@ def out_of_memory(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return error.what
-    if isinstance(error, torch.OutOfMemoryError):
+    if gpu_out_of_memory(error):
         return f"The GPU ran out of memory{_requested(text)}"
     is_host_error = isinstance(error, RuntimeError) and any(
         part in text.lower() for part in _ON_HOST
@@ -36,6 +42,13 @@ def out_of_memory(error: BaseException) -> str | None:
         device = "The GPU" if "MPS" in text else "This machine"
         return f"{device} ran out of memory{_requested(text)}"
     return None
+
+
+def gpu_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of a CUDA device ran out: that of torch's allocator, or of CUDA's libraries."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _ON_GPU.search(str(error)) is not None
 
 
 _DEVICE_FAULTS = re.compile(r"CUDA (driver )?error|cuDNN error|CUBLAS_STATUS|NCCL error|hipError")

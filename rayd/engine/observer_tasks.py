@@ -168,9 +168,10 @@ class ObserverTasks:
             if first is not None:
                 key = (network_id, first.key)
                 if key not in self._resolved:
-                    self._resolved[key] = observer.resolve(
-                        first.get(), settings.batch_size, augment
-                    )
+                    with devices.convolutions(self._device, settings.precision):
+                        self._resolved[key] = observer.resolve(
+                            first.get(), settings.batch_size, augment
+                        )
                 resolved = self._resolved[key]
             accumulators.append(StatisticAccumulator(observer, labels, augment, draws, resolved))
         with devices.convolutions(self._device, settings.precision):

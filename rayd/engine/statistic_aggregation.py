@@ -7,8 +7,8 @@ the shards, and writes the statistics of an observer into the store when its las
 From there whoever needs them reads them (`StoredStatistics`). The driver passes on references and
 file names, so its memory does not depend on the size of the statistics.
 
-Merging is a left fold over the shards in their order wherever it is done, so its bits depend
-neither on the number of workers nor on which of them is lost.
+Merging is a left fold over the shards in their order, on the host wherever they were measured, so
+its bits depend neither on the number of workers nor on which of them is lost.
 """
 
 from __future__ import annotations
@@ -189,13 +189,13 @@ class _Merging:
         self._states[index] = merged(
             self._method.specs(self._measuring.networks[index].network_id.group),
             self._states.get(index),
-            part,
+            # of work in process they are on its device still, where rounding may differ
+            to_host(part),
             torch.tensor(self._measuring.labels[shard]),
             self._measuring.classes,
         )
         if shard == len(self._measuring.labels) - 1:
-            # merged where they were measured; from here on they are only kept
-            self.keep(index, to_host(self._states.pop(index)))
+            self.keep(index, self._states.pop(index))
 
     def keep(self, index: int, states: States) -> None:
         """Write the statistics of an observer.

@@ -4,7 +4,8 @@ The loop over blocks is in `rayd.engine.stages.blocks`. A step (`Synthesizer._on
 images once, has the workers compute the work of every gradient source (`rayd.engine.gradients`),
 sums the gradients in a fixed order, and takes one step of the optimizer. Checkpoints hold images,
 optimizer state and the state of the sources; a synthesizer that is made again, in a new process or
-by Ray, goes on from the newest one and repeats the same steps to the same bits.
+by Ray, goes on from the newest one and repeats the same steps: to the same bits on the CPU, while
+some kernels of GPUs add in no fixed order.
 
 A set may be cut into blocks. A single block, and blocks that follow one another, are optimised by
 one synthesizer that uses all workers; independent blocks are optimised in parallel, each by a

@@ -246,10 +246,7 @@ def timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> f
         began = clock()
         for _ in range(calls):
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        devices.synchronize(device)
         elapsed = (clock() - began) / calls
         # the first try includes one-time initialisation: the second one replaces it
         before = best

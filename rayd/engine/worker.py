@@ -163,9 +163,10 @@ class Worker(ObserverTasks):
         network = network.to(self._device).eval()
         FlatNetwork(network).load(trajectory[trajectory.epochs].to(self._device))
         logits = []
-        for batch in torch.split(torch.tensor(images.get()), settings.batch_size):
-            inputs = self._facts.normalization(batch.to(self._device))
-            logits.append(network(inputs).cpu())
+        with devices.convolutions(self._device, settings.precision):
+            for batch in torch.split(torch.tensor(images.get()), settings.batch_size):
+                inputs = self._facts.normalization(batch.to(self._device))
+                logits.append(network(inputs).cpu())
         return torch.cat(logits)
 
     def synthesize(self, task: BlockTask, stop: int | None = None) -> Iterator[Logged | State]:
@@ -209,15 +210,17 @@ class Worker(ObserverTasks):
     ) -> Iterator[Scores]:
         """Score random crops of a class's real images by one observer: a stream of one event."""
         observer = self._networks.trained(network_id, weights)
-        yield score(
-            observer.logits,
-            images.get(),
-            label,
-            self._recipe.synthetic,
-            self._recipe.seed,
-            self._facts.normalization,
-            self._device,
-        )
+        with devices.convolutions(self._device, "float32"):
+            scores = score(
+                observer.logits,
+                images.get(),
+                label,
+                self._recipe.synthetic,
+                self._recipe.seed,
+                self._facts.normalization,
+                self._device,
+            )
+        yield scores
 
     def rank(self, index: int, train: ObjectRef) -> Iterator[EpochProgress | Ranks]:
         """Train one of the networks that rank the real images.

@@ -78,9 +78,8 @@ class Group:
         """Which layers."""
         self._device = matrices[0].mean.device
         home = "cpu" if self._device.type == "mps" else self._device  # MPS has no float64
-        self._matrices = torch.stack([one.covariance[0] for one in matrices]).to(
-            home, torch.float64
-        )
+        # moved first: a copy to another type is converted where it comes from
+        self._matrices = torch.stack([one.covariance[0] for one in matrices]).to(home).double()
         given = (
             [one.mean for one in matrices]
             if signals is None

@@ -96,10 +96,10 @@ def predictions(
     """
     if not relative > 0:
         raise ValueError(f"The 'relative' ridge must be above 0. Got {relative} instead.")
-    import torch
 
     home = "cpu" if real.device.type == "mps" else real.device  # MPS has no float64
-    x_t, x_s, y_s = (tensor.to(home, torch.float64) for tensor in (real, synthetic, targets))
+    # moved first: a copy to another type is converted where it comes from
+    x_t, x_s, y_s = (tensor.to(home).double() for tensor in (real, synthetic, targets))
     ridge = ridge_of(x_s, relative)
     if len(x_s) > x_s.shape[1]:
         found = x_t @ ridge_solution(x_s.T @ x_s, ridge, x_s.T @ y_s)

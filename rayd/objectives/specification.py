@@ -166,8 +166,7 @@ class StatisticSpec:
     def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
         """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
         places: Tensor = torch.unique(self.kind.rows(labels))
-        # the labels of a shard are on the CPU, while statistics of work in process stay on the
-        # device
+        # labels are on the CPU
         return places.to(parts[0].device) if parts else places
 
     def _features(self, layer: Tensor) -> tuple[Tensor, Transform]:

@@ -206,6 +206,8 @@ class SpectralFilterDistance:
             # every block holds every class, as where a block is one image of each
             return None
         factors = mean.count / held.clamp(min=1)
+        if labels.device.type == "mps":
+            factors = factors.float()  # it has no float64
         return upload(factors, labels.device).unsqueeze(-1)
 
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:

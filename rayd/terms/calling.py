@@ -139,6 +139,11 @@ class ComparesStatistics:
                 labels = checking.indices(labels, images, classes, "Labels of the real images")
                 counts += labels.bincount(minlength=classes).cpu()
                 seen = self._observed(given, classes)
+                device = seen.images.device
+                if device.type == "mps":  # it has no float64
+                    labels = labels.cpu()
+                    given = {role: tuple(map(_on_host, layers)) for role, layers in given.items()}
+                    seen = self._observed(given, classes)
                 if total:
                     checking.comparable(total, given, self)
                 for spec in self.specs:
@@ -148,7 +153,7 @@ class ComparesStatistics:
             if not counts.any():
                 raise ValueError(f"{type(self).__name__} cannot measure no images at all.")
             kept = {
-                spec: tuple(layer.to(dtype=torch.float32) for layer in layers)
+                spec: tuple(layer.to(device, torch.float32) for layer in layers)
                 for spec, layers in total.items()
             }
         return Measured(kept, counts)
@@ -330,7 +335,12 @@ def _empty(
         resolved = spec.resolved([seen]) if shapes else ()
         empty = spec.empty(classes, shapes, generator or torch.default_generator, resolved)
     home = seen.images.device
-    return tuple(layer.to(home) for layer in empty)
+    # MPS has no float64: there they follow once they are in the precision of the features
+    return tuple(layer if home.type == "mps" else layer.to(home) for layer in empty)
+
+
+def _on_host(layer: Tensor) -> Tensor:
+    return layer.cpu()
 
 
 def _draws(generator: torch.Generator | None) -> Any:

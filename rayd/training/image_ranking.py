@@ -68,7 +68,8 @@ def rank(
     for epoch in range(settings.epochs):
         draws = seeding.generator(seed, "ranking", epoch)
         network.train()
-        with seeding.seeded(seed, "ranking dropout", epoch, device=device):
+        dropout = seeding.seeded(seed, "ranking dropout", epoch, device=device)
+        with dropout, devices.convolutions(device, "float32"):
             for rows in torch.split(torch.randperm(count, generator=draws), settings.batch_size):
                 inputs, labels = _batch(training, rows, device)
                 logits = network(inputs)
@@ -81,7 +82,8 @@ def rank(
                 was_right[rows] = is_right
                 ever_right[rows] |= is_right
         if epoch + 1 == settings.early:
-            errors = _errors(network, training, settings.batch_size, device)
+            with devices.convolutions(device, "float32"):
+                errors = _errors(network, training, settings.batch_size, device)
         # of the last batch alone: once it is not finite, it stays so
         last_loss = float(loss.detach())
         if not (math.isfinite(last_loss) and errors.isfinite().all()):

@@ -22,6 +22,8 @@ from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.errors import DeviceFaultError, RunError
 
 FAULT = "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA"
+NO_HANDLE = "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+"""What cuBLAS says where other processes, or torch's caches, hold all memory of a GPU."""
 
 
 class Worker:
@@ -54,7 +56,7 @@ class Worker:
         for number in range(upto):
             if number == upto // 2 and not marker.exists():
                 marker.touch()
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                raise RuntimeError(f"CUDA error: {NO_HANDLE}")
             yield number
 
     def hang_once(self, marker: Path, value: int) -> int:
@@ -175,6 +177,7 @@ def test_faults_of_devices_are_told_from_other_errors():
     assert device_fault(RuntimeError(FAULT)).startswith("A GPU failed (CUDA error: an illegal")
     assert device_fault(torch.OutOfMemoryError("CUDA out of memory.")) is None
     assert device_fault(RuntimeError("CUDA error: out of memory")) is None
+    assert device_fault(RuntimeError(f"CUDA error: {NO_HANDLE}")) is None
     assert device_fault(RuntimeError("shapes do not match")) is None
     assert device_fault(ValueError(FAULT)) is None
 

@@ -132,6 +132,21 @@ def test_the_command_line_prints_one_sentence(capsys, tmp_path, monkeypatch, com
             "The GPU ran out of memory",
         ),
         (MemoryError("Unable to allocate 7 GiB for an array"), "This machine ran out of memory"),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            "The GPU ran out of memory",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            "The GPU ran out of memory",
+        ),
+        (
+            getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+            "The GPU ran out of memory",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ValueError("out of memory"), None),
     ],

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from rayd.engine import driver
+from rayd.engine import driver, statistic_aggregation
+from rayd.engine.observer import States
 from rayd.engine.stages import blocks
 from rayd.engine.synthesizer import BlockTask, Logged, Synthesizer
 from rayd.training.trainer import Trainer
@@ -35,11 +36,14 @@ class Counting:
         """Counts of the last epoch of a training, by what was trained; `batches` too."""
         self.held = -1
         """Bytes on the device when the evaluation of a run begins."""
+        self.merged: set[str] = set()
+        """Kinds of device where statistics of shards were merged."""
 
     def __enter__(self) -> Counting:
         advance = Synthesizer.advance
         epoch = Trainer._pass
         judge = driver.judge
+        merge = statistic_aggregation.merged
         counting = self
 
         def counted_step(
@@ -64,11 +68,17 @@ class Counting:
             counting.passes[kind] = entry | {"batches": batches, "lines": dict(after - lines)}
             return loss
 
+        def watched_merge(specs: Any, before: Any, part: States, *rest: Any) -> States:
+            for layers in part.values():
+                counting.merged |= {one.device.type for layer in layers for one in layer.values()}
+            return merge(specs, before, part, *rest)
+
         def watched_judge(*args: Any, **kwargs: Any) -> Any:
             counting.held = held()
             return judge(*args, **kwargs)
 
         self._patches.enter_context(patch.object(driver, "judge", watched_judge))
+        self._patches.enter_context(patch.object(statistic_aggregation, "merged", watched_merge))
         self._patches.enter_context(patch.object(Synthesizer, "advance", counted_step))
         # the driver asks for one step at a time
         self._patches.enter_context(patch.object(blocks, "ADVANCE_SECONDS", 0.0))

@@ -22,7 +22,8 @@ moved, so that one run finds all of them.
 It also counts what makes a GPU wait, by the line of rayd that did it: synchronisations (copies to
 the host, `item()`, `bool()`, `nonzero`, boolean masks, `unique`, `tolist()`, ...) and copies from
 host memory to the device. Of the latter those without `non_blocking=True` are synchronisations,
-too: torch waits for the device's queue before it returns.
+too: torch waits for the device's queue before it returns. And it counts convolutions that are rounded
+to TF32, torch's default.
 
 It does not see kernels that CUDA lacks, memory, speed, non-determinism, or streams.
 """
@@ -95,6 +96,9 @@ WAITING = {
 """Operations that wait for the device, because the size of their result or a check depends on
 values.
 """
+
+
+CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 
 class SimulatedTensor(torch.Tensor):
@@ -182,6 +186,8 @@ class Record:
         """Large copies that are to be asynchronous and are not, as their memory is pageable; by
         lines of rayd.
         """
+        self.rounded: Counter[str] = Counter()
+        """Convolutions in TF32, by lines of rayd."""
         self.operations = 0
         """Kernels, about: ATen operations on the device."""
         self.seeded: list[tuple[str, int]] = []
@@ -330,6 +336,8 @@ def _check(
     if generator is not None and generator.device.type != "cuda" and here:
         record.violate(f"{name}: expected a 'cuda' generator, found one of the CPU")
 
+    if name in CONVOLUTIONS and on_device and torch.backends.cudnn.allow_tf32:
+        record.rounded[_lines()] += 1
     if name in WAITING and on_device:
         record.syncs[WAITING[name], _lines()] += 1
     if operation in INDEXED and isinstance(args[0], SimulatedTensor):

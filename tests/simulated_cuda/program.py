@@ -66,7 +66,8 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     `steps` has the operations, synchronisations and copies of every step of the synthesis that is
     not logged; `lines` says which lines waited or copied in the last one of them; `passes` has the same counts of the last
     epoch of every kind of training, by its purpose; `held` is the number of bytes on the device
-    when the evaluation begins.
+    when the evaluation begins; `rounded` the convolutions that were rounded to TF32, by line;
+    `merged` the kinds of device where statistics of shards were merged.
     """
     from rayd import machine
     from rayd.engine.distill import distill
@@ -91,6 +92,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             "lines": counting.lines,
             "passes": counting.passes,
             "held": counting.held,
+            "merged": sorted(counting.merged),
         }
         if "plan" in also:
             entry["plan"] = plan(recipe, cache=folder / "other", progress=quiet).to_json()
@@ -118,6 +120,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "violations": list(record.violations),
         "accuracies": accuracies,
         "seeded": record.seeded,
+        "rounded": dict(record.rounded),
     }
 
 

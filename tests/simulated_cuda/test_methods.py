@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from rayd.config import merge
 from tests.simulated_cuda.conftest import Run
-from tests.simulated_cuda.scenarios import SETTINGS
+from tests.simulated_cuda.scenarios import NETWORK, SETTINGS
 
 pytestmark = pytest.mark.timeout(900)
 """The first test of a group runs all of the group."""
@@ -185,6 +186,12 @@ def test_the_device_is_empty_when_students_begin(reported, name):
     assert reported(name)["held"] < 20_000
 
 
+@every
+def test_statistics_are_merged_on_the_host(reported, name):
+    """As those that workers send: sums may round differently on a GPU."""
+    assert reported(name)["merged"] in ([], ["cpu"])
+
+
 def test_a_set_from_the_device_is_that_of_the_cpu(reported):
     for name in (name for name, also in ALSO.items() if "cpu" in also):
         assert reported(name)["difference"] < 1e-5
@@ -226,3 +233,33 @@ def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(spe
         "RunError: The loss is not finite at step 5; lower synthesis.learning_rate."
         in special[2]["error"]
     )
+
+
+EXACT = {"precision": "float32"}
+EXACTLY: dict[str, dict[str, Any]] = {
+    "csdm": {
+        "observers": EXACT,
+        "evaluation": {"baselines": ["forgetting"]},
+        "ranking": {"count": 1, "epochs": 1, "early": 1},
+    },
+    "rded": {"observers": EXACT, "squeeze": EXACT, "synthesis": {"steps": 0}},
+    "datm": {
+        "experts": {"network": NETWORK, **EXACT},
+        "synthetic": {"labels": "experts"},
+        "evaluation": {"networks": [NETWORK]},
+    },
+}
+"""Scenarios whose parts besides the steps have convolutions: resolved lengths, ranked images, scored
+crops, predicted labels.
+"""
+
+
+def test_convolutions_are_exact_where_float32_is_asked_for(simulated):
+    """By default torch rounds them to TF32."""
+    jobs = []
+    for name, settings in EXACTLY.items():
+        overrides = merge({"synthesis": {"steps": 1, **EXACT}, "evaluation": EXACT}, settings)
+        jobs.append({"scenario": name, "small": True, "overrides": overrides})
+    for entry in simulated(*jobs):
+        assert entry["error"] is None, entry["error"]
+        assert entry["rounded"] == {}

@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayd.engine.memory import device_fault, out_of_memory
+from rayd.engine.memory import device_fault, gpu_out_of_memory, out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
 from rayd.engine.on_ray.watch import check_head, head_is_lost
@@ -105,9 +105,10 @@ class _Worker:
         with _told_faults():
             try:
                 return pack(self._method(method)(*arguments))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not gpu_out_of_memory(error):
+                    raise
                 # freed below, when the traceback holds no tensors any more
-                pass
             # caches of earlier tasks may hold what this one needs
             free_memory()
             return pack(self._method(method)(*arguments))
@@ -121,8 +122,9 @@ class _Worker:
                     yield pack(event)
                     yielded += 1
                 return
-            except torch.OutOfMemoryError:
-                pass
+            except RuntimeError as error:
+                if not gpu_out_of_memory(error):
+                    raise
             free_memory()
             # a method that begins again yields its events again
             for number, event in enumerate(self._method(method)(*arguments)):
