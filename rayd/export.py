@@ -430,6 +430,23 @@ def load_export(path: Path) -> Distilled:
         ) from error
 
 
+def is_repository_of(folder: Path, distilled: Distilled) -> bool:
+    """Whether a folder is an export of this set in the format `hub`, with no other files in it.
+
+    Texts in it may have been edited since.
+
+    Raises:
+        ArtifactError: its data are damaged.
+    """
+    if not (folder / DATA / SHARD).is_file() or _not_ours(folder):
+        return False
+    load_export(folder)  # refuses damaged data
+    written = json.loads(pq.read_schema(folder / DATA / SHARD).metadata[KEY])["digest"]
+    card = _description(distilled)
+    images = _images(distilled)
+    return bool(written == _digest(card, distilled.normalization, distilled.labels, images))
+
+
 def is_export(path: Path) -> bool:
     """Whether a path may be an export: a file of a known format, or a folder that holds one."""
     if path.is_dir():

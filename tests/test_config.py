@@ -8,7 +8,18 @@ import pytest
 import yaml
 
 from rayd import methods
-from rayd.config import Recipe, Settings, When, merge, parse_overrides, read_yaml, validate
+from rayd.config import (
+    Recipe,
+    Settings,
+    When,
+    flat,
+    lookup,
+    merge,
+    nested,
+    parse_overrides,
+    read_yaml,
+    validate,
+)
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
 from rayd.recipes import assemble, names, resolve, restore
@@ -85,6 +96,13 @@ def test_overrides_are_yaml_and_nest():
         "b": 1,
         "c": 2,
     }
+
+
+def test_a_term_is_named_by_its_place_in_a_dotted_key():
+    tree = parse_overrides(["terms.my_package.terms:Mine.weight=0.1", "terms.mean.weight=2"])
+    assert tree == {"terms": {"my_package.terms:Mine": {"weight": 0.1}, "mean": {"weight": 2}}}
+    assert lookup(tree, "terms.my_package.terms:Mine.weight") == 0.1
+    assert nested(flat(tree)) == tree
 
 
 def test_data_are_named_by_a_word_or_a_path():

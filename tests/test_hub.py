@@ -215,6 +215,18 @@ def test_the_command_writes_and_uploads_only_where_a_repository_is_named(
         assert (folder / "data").is_dir()
         assert bool(server.repositories) == bool(words)
     assert printed["repository"] == f"{server.address}/datasets/me/tiny"
+    written = ["--to", str(tmp_path / "hub0")]
+    readme = tmp_path / "hub0" / "README.md"
+    readme.write_text(readme.read_text() + "edited")
+    with suppress(SystemExit):
+        main([*arguments, "me/edited", *written])
+    assert server.repositories["me/edited"]["README.md"].endswith(b"edited")
+    made.labels = made.labels.roll(1)
+    made.save(tmp_path / "set", overwrite=True)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "me/another", *written])
+    assert stop.value.code == 2
+    assert "exists already" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "a/b/c", "--to", str(tmp_path / "nothing")])
     assert stop.value.code == 2

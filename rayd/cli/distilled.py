@@ -280,17 +280,24 @@ def push(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a set as a data set repository of the Hugging Face Hub; with REPO, upload it."""
+    """Write a set as a data set repository of the Hugging Face Hub; with REPO, upload it.
+
+    A folder that holds the set already is uploaded as it stands, so that its card can be edited.
+    """
     from rayd import hub
     from rayd.distilled import load
     from rayd.export import export as write
+    from rayd.export import is_repository_of
 
     hub.check(repository)
     distilled = load(directory)
     name = (repository or str(distilled.card.get("recipe") or "distilled")).rpartition("/")[2]
     folder = to or Path("hub") / name
-    for sentence in write(distilled, "hub", folder, overwrite, lossy):
-        sys.stderr.write(f"rayd: {sentence}\n")
+    if repository is not None and not overwrite and is_repository_of(folder, distilled):
+        sys.stderr.write(f"rayd: '{folder}' holds this set and is uploaded as it stands.\n")
+    else:
+        for sentence in write(distilled, "hub", folder, overwrite, lossy):
+            sys.stderr.write(f"rayd: {sentence}\n")
     address = None
     if repository is not None:
         address = hub.push(

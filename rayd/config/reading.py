@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -40,6 +41,23 @@ DATA_NAMES = frozenset({"data", "data.name"})
 """Settings that name data, by dotted key."""
 
 
+_OWN_TERM = re.compile(r"terms\.([\w.]+:\w+)(?:\.(.*))?")
+"""Key of a term that is named by its place, whose dots are not those of a key."""
+
+
+def parts_of(key: str) -> list[str]:
+    """The names in a dotted key.
+
+    >>> parts_of("synthesis.steps"), parts_of("terms.my_package.terms:Mine.weight")
+    (['synthesis', 'steps'], ['terms', 'my_package.terms:Mine', 'weight'])
+    """
+    own_term = _OWN_TERM.fullmatch(key)
+    if own_term is None:
+        return key.split(".")
+    name, rest = own_term.groups()
+    return ["terms", name, *([] if rest is None else rest.split("."))]
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Parse overrides such as `["synthesis.steps=5", "ipc=2"]` into a tree; values are YAML.
 
@@ -55,7 +73,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or not all(key.split(".")):
+        if not equals or not all(parts_of(key)):
             raise ConfigError(
                 f"An override must have the form key.sub=value. Got '{argument}' instead."
             )
@@ -106,10 +124,10 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     tree: dict[str, Any] = {}
     for key, value in settings.items():
-        if not isinstance(key, str) or not all(key.split(".")):
+        if not isinstance(key, str) or not all(parts_of(key)):
             raise ConfigError(f"A setting must have the form key or key.sub. Got '{key}' instead.")
         branch = value
-        for part in reversed(key.split(".")):
+        for part in reversed(parts_of(key)):
             branch = {part: branch}
         tree = merge(tree, branch)
     return tree
@@ -279,7 +297,7 @@ def _holds(tree: Mapping[str, Any], key: str) -> bool:
 def lookup(tree: Mapping[str, Any], key: str) -> Any:
     """Value at a dotted key, or None."""
     found: Any = tree
-    for part in key.split("."):
+    for part in parts_of(key):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
 

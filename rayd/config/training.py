@@ -277,8 +277,9 @@ class EvaluationSettings(TrainingSettings):
     """
     baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
     """Sets trained under the same protocol for comparison: real images of the same budget, chosen
-    at random or by herding or k-center, or stitched from the patches that the first observer finds
-    most realistic (`rded`); or all of them (`whole`).
+    at random, by herding or k-center, or by how networks learn them (`forgetting`, `el2n`,
+    `difficulty`; see `ranking`), or stitched from the patches that the first observer finds most
+    realistic (`rded`); or all of them (`whole`).
     """
     comparisons: Annotated[tuple[Comparison, ...], Listed] = ("hard-labels", "equal-storage")
     """Further students that show what an accuracy is worth. `hard-labels`: all sets under hard
