@@ -73,9 +73,9 @@ same students, best first; ± is over distillations, where there are several.
   beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
-  without the five experts that trajectory methods share, of two minutes each (TESLA's has one of them)
-- DCC is DSA until its 250th network, which a minute does not come to: where both have as many steps their
-  sets are equal
+  without the five experts that trajectory methods share, which take 16 to 26 minutes together (MTT's on
+  MNIST has them)
+- DCC compares class by class, as DSA does, in the first quarter of its networks, as in its paper
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
   each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
