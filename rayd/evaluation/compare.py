@@ -7,6 +7,7 @@ seeds say how much distillations differ: the deviation that papers report. Both 
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from rayd.evaluation.table import wrapped
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
 from rayd.recipes import restore
 from rayd.recipes.difference import shown
+
+log = logging.getLogger(__name__)
 
 _MEASURED = {
     "random": "random",
@@ -183,6 +186,8 @@ class _Run:
     """
     images: str | None
     """Fingerprint of the training split; None where no card says it."""
+    digest: str | None
+    """Hash of the distilled set; None where no card says it."""
 
     def key(self, network: str) -> tuple[Any, ...]:
         """What distillations of one group have in common."""
@@ -209,17 +214,30 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
     Args:
         directories: run directories or distilled sets with an `evaluation.json`; those of the same
-            recipe and settings are distillations of one group. One that is named twice counts once.
+            recipe and settings are distillations of one group. One that is named twice counts once,
+            and so do equal sets: those of a copy, or of a run that was repeated with its seed.
 
     Raises:
         ArtifactError: a directory holds no report, or a damaged one.
     """
     groups: dict[tuple[Any, ...], list[_Run]] = {}
+    twice: dict[Path, Path] = {}
     for directory in distinct(directories):
         run = _read(directory)
         report = run.report
         for network in dict.fromkeys(result.network for result in report.results):
-            groups.setdefault(run.key(network), []).append(run)
+            group = groups.setdefault(run.key(network), [])
+            same = (one for one in group if run.digest is not None and one.digest == run.digest)
+            first_of_set = next(same, None)
+            if first_of_set is None:
+                group.append(run)
+            else:
+                twice[directory] = first_of_set.directory
+    for directory, first_directory in twice.items():
+        log.warning(
+            "'%s' holds the set of '%s', so that both are one distillation.",
+            *(directory, first_directory),
+        )
     made = [_group(key[-1], runs) for key, runs in groups.items()]
     # accuracies of another architecture say nothing about the sets
     first = {group.network: group for group in reversed(made)}
@@ -246,16 +264,18 @@ def _read(directory: Path) -> _Run:
     seed = None
     settings: dict[str, Any] = {}
     images = None
+    digest = None
     for path in (place / DIRECTORY / CARD, place / CARD):
         if remote.bring(path) or path.exists():
             card = read_json(path)
             seed = card.get("seed")
+            digest = card.get("sha256")
             settings = _settings(card.get("config"), report.departures)
             # a whitening matrix, which is part of the fingerprint, is rounded otherwise elsewhere
             if card.get("normalization") in (None, "standard"):
                 images = (card.get("data") or {}).get("fingerprint")
             break
-    return _Run(directory, report, seed, settings, images)
+    return _Run(directory, report, seed, settings, images, digest)
 
 
 def _settings(config: Any, departures: Sequence[str]) -> dict[str, Any]:

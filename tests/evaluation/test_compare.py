@@ -53,6 +53,19 @@ def test_deviations_over_distillations_and_over_students(tmp_path):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_equal_sets_are_one_distillation(tmp_path, caplog):
+    """As of a copy, or of a run that was repeated with its seed."""
+    paths = [kept(tmp_path / name, 0, (0.8, 0.9)) for name in ("a", "copy")]
+    paths.append(kept(tmp_path / "b", 1, (0.7, 0.8)))
+    for path, digest in zip(paths, ("one", "one", "two"), strict=True):
+        write_json(path / "distilled" / "card.json", {"seed": 0, "sha256": digest})
+    (group,) = compare(paths).groups
+    assert group.accuracies["distilled"].runs == pytest.approx((0.85, 0.75))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"'{paths[1]}' holds the set of '{paths[0]}', so that both are one distillation."
+    ]
+
+
 def test_a_group_gives_the_fields_of_a_measured_result(tmp_path):
     paths = [kept(tmp_path / "a", 0, (0.8, 0.9)), kept(tmp_path / "b", 1, (0.7, 0.8))]
     found = compare(paths).groups[0].measured()
