@@ -83,7 +83,9 @@ def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure
     for key, axes in zip(keys, grid.flat, strict=False):
         _slice(axes, space, key, done, best)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    # one subplot is too narrow for all in a row
+    ncols = 3 if across > 1 else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
     return figure
 
 
