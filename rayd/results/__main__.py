@@ -75,7 +75,7 @@ same students, best first; ± is over distillations, where there are several.
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
   without the five experts that trajectory methods share, which take 16 to 26 minutes together (MTT's on
   MNIST has them)
-- DCC compares class by class, as DSA does, in the first quarter of its networks, as in its paper
+- DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
   each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
