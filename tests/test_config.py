@@ -520,3 +520,12 @@ def test_what_reads_the_same_pixels_is_the_same_recipe():
         assert recipe.model_copy(update={"data": other}).identity() == recipe.identity()
     grey = recipe.data.model_copy(update={"mode": "grey"})
     assert recipe.model_copy(update={"data": grey}).identity() != recipe.identity()
+
+
+@pytest.mark.parametrize("given", [{"pool": 3}, {"squeeze": {"epochs": 30}}])
+def test_classifiers_learn_from_images_as_they_are_whatever_else_is_set(given):
+    """As in IID's released code; the shift and flip of `squeeze` are no defaults of theirs."""
+    resolved = resolve(
+        "dm-cifar10-ipc10", {"terms.centralization.weight": 0.1} | {"classifiers": given}
+    )
+    assert resolved.classifiers.squeeze.transform.summary == ""
