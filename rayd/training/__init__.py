@@ -12,6 +12,7 @@ What a training consists of:
     parallelism       what workers that train one network together exchange
     judging           accuracy on images that were not trained on
     progress          epochs that are done
+    single_images     error for a batch that cannot be normalised
 
 What is trained with it:
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from rayd import seeding
 from rayd.errors import RunError
+from rayd.training import single_images
 
 
 def fit(
@@ -50,7 +51,7 @@ def fit(
         The network.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss is not finite, or a batch of one image cannot be normalised.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -76,7 +77,8 @@ def fit(
                 on_step(done)
                 network.train()
             # dropout can only draw from the global generator
-            with seeding.seeded(seed, "fit dropout", done, device=device):
+            dropout = seeding.seeded(seed, "fit dropout", done, device=device)
+            with dropout, single_images.explained("network", len(images), "batch_size"):
                 logits = network(images[rows].to(device))
             loss = cross_entropy(logits, labels[rows].to(device))
             if penalty is not None:

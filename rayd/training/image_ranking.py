@@ -24,6 +24,7 @@ from torch.nn import functional
 from rayd import devices, seeding
 from rayd.config import RankingSettings
 from rayd.errors import RunError
+from rayd.training import single_images
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 
@@ -51,7 +52,8 @@ def rank(
         device: where to train.
 
     Raises:
-        RunError: the training diverged; scores would be those of a network that knows nothing.
+        RunError: the training diverged, so that scores would be those of a network that knows
+            nothing; or a batch of one image cannot be normalised.
     """
     devices.to_device(network, device)
     optimizer = torch.optim.SGD(
@@ -61,9 +63,10 @@ def rank(
         weight_decay=settings.weight_decay,
     )
     count = len(training)
-    forgotten = torch.zeros(count)
-    was_right = torch.zeros(count, dtype=torch.bool)
-    ever_right = torch.zeros(count, dtype=torch.bool)
+    # counted on the device: a copy of every batch's answers would make it wait
+    forgotten = torch.zeros(count, device=device)
+    was_right = torch.zeros(count, dtype=torch.bool, device=device)
+    ever_right = torch.zeros(count, dtype=torch.bool, device=device)
     errors = torch.zeros(count)
     for epoch in range(settings.epochs):
         draws = seeding.generator(seed, "ranking", epoch)
@@ -72,15 +75,17 @@ def rank(
         with dropout, devices.convolutions(device, "float32"):
             for rows in torch.split(torch.randperm(count, generator=draws), settings.batch_size):
                 inputs, labels = _batch(training, rows, device)
-                logits = network(inputs)
+                with single_images.explained("network", count, "ranking.batch_size"):
+                    logits = network(inputs)
                 loss = functional.cross_entropy(logits, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                is_right = (logits.argmax(1) == labels).cpu()
-                forgotten[rows] += (was_right[rows] & ~is_right).float()
-                was_right[rows] = is_right
-                ever_right[rows] |= is_right
+                is_right = logits.argmax(1) == labels
+                batch = rows.to(device)
+                forgotten[batch] += (was_right[batch] & ~is_right).float()
+                was_right[batch] = is_right
+                ever_right[batch] |= is_right
         if epoch + 1 == settings.early:
             with devices.convolutions(device, "float32"):
                 errors = _errors(network, training, settings.batch_size, device)
@@ -100,7 +105,7 @@ def rank(
             validation_accuracy=None,
         )
     forgotten[~ever_right] = settings.epochs
-    yield {"forgetting": forgotten, "el2n": errors}
+    yield {"forgetting": forgotten.cpu(), "el2n": errors}
 
 
 @torch.no_grad()

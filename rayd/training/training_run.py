@@ -22,6 +22,7 @@ from rayd import remote
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
 from rayd.states import under
+from rayd.training import single_images
 from rayd.training.judging import accuracy, hits
 from rayd.training.parallelism import Parallelism
 from rayd.training.progress import EpochProgress, milestones
@@ -101,18 +102,10 @@ class TrainingRun:
             RunError: the training loss is not finite, or a batch of one image cannot be normalised.
         """
         started = time.perf_counter()
-        try:
+        section = self.subject.learning_rate.rpartition(".")[0]
+        images = len(self.trainer.training)
+        with single_images.explained(self.subject.name, images, f"{section}.batch_size"):
             loss = self.trainer.advance()
-        except ValueError as error:
-            # torch's batch normalisation, where maps have shrunk to one value
-            if "more than 1 value per channel" not in str(error):
-                raise
-            section = self.subject.learning_rate.rpartition(".")[0]
-            raise RunError(
-                f"The {self.subject.name} cannot normalise a batch of one image, which its "
-                f"{len(self.trainer.training)} images leave at the end of an epoch: set another "
-                f"'{section}.batch_size'."
-            ) from error
         reached = self.trainer.epoch == self.milestones[len(self.history)]
         progress = self._milestone(float(loss)) if reached else None
         self.seconds += time.perf_counter() - started
