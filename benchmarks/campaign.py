@@ -73,9 +73,9 @@ class Campaign:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("RAYD_CACHE", str(folder / "cache"))
 
-    def foreseen(self, name: str) -> float | str:
+    def planned_seconds(self, name: str) -> float | str:
         """Seconds that the first distillation is going to take, or why it cannot be run."""
-        path = self.folder / "foreseen.json"
+        path = self.folder / "planned.json"
         known: dict[str, float | str] = json.loads(path.read_text()) if path.exists() else {}
         key = " ".join((name, *self.settings))
         if key not in known:
@@ -185,55 +185,85 @@ class Campaign:
             students: settings under which its sets were judged once more; none: the recipe's own.
         """
         runs = self.runs(name, students)
-        first = runs[0]["evaluation"]
-        network = first["results"][0]["network"]
-        rows = [_rows(run["evaluation"], network) for run in runs]
-        scores = [_scores(run["evaluation"], network) for run in runs]
-        distilled = [row["distilled", None] for row in rows]
-        count = len(first["results"][0]["seeds"])
-        seeds = " ".join(str(seed) for seed in range(len(runs)))
-        drawn = "experts" if self._follows_experts(name) else "pool"
-        loop = f"for s in {seeds}; do {shlex.join(self.command(name, 'SEED'))} --out runs/SEED; "
-        if students:
-            loop += f"{shlex.join(['rayd', 'evaluate', 'runs/SEED', *students])}; "
-        entry: dict[str, Any] = {
-            "accuracy": statistics.mean(distilled),
-            "std": _spread(distilled),
-            "random": _mean(row.get(("random", None)) for row in rows),
-            "whole": _mean(row.get(("whole", None)) for row in rows),
-            "hard_labels": _mean(row.get(("distilled", "hard")) for row in rows),
-            "random_hard_labels": _mean(row.get(("random", "hard")) for row in rows),
-            "whole_hard_labels": _mean(row.get(("whole", "hard")) for row in rows),
-            "equal_storage": _mean(row.get(("equal-storage", None)) for row in rows),
-            "ior": _mean(one.get("ior") for one in scores),
-            "ior_std": _spread([one["ior"] for one in scores if one.get("ior") is not None]),
-            "hlr": _mean(one.get("hlr") for one in scores),
-            "hlr_std": _spread([one["hlr"] for one in scores if one.get("hlr") is not None]),
-            "lrs": _mean(one.get("lrs") for one in scores),
-            "seeds": f"distillation and {drawn} {seeds}, students {_upto(count)} each; "
-            f"std over the distillations",
-            "command": loop.replace("SEED", "$s") + "done",
-            "commit": runs[-1]["commit"],
-            "date": runs[-1]["date"],
-            "hardware": hardware(),
-            "seconds": round(sum(run["seconds"] for run in runs)),
-            "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
-            "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
-            "note": " ".join(f"{value:.3f}" for value in distilled),
+        evaluations = [run["evaluation"] for run in runs]
+        entry = {
+            **_accuracies(evaluations),
+            **self._reproduction(name, runs, students),
+            **self._cost(name, runs, students),
         }
-        if any(run.get("resumed") for run in runs):
-            # the figure is that of the last process; those that were stopped took theirs along
-            entry["cpu_seconds"] = None
-        elif self._follows_experts(name) and not students:
-            given = [
-                run["cpu_seconds"]
-                for seed, run in enumerate(runs)
-                if not self._trained_experts(name, seed)
-            ]
-            entry["cpu_seconds_given_experts"] = statistics.mean(given) if given else None
+        distilled = [_rows(evaluation)["distilled", None] for evaluation in evaluations]
+        entry["note"] = " ".join(f"{value:.3f}" for value in distilled)
         entry = {key: _short(value) for key, value in entry.items() if value is not None}
         validate(MeasuredResult, entry, f"the result of '{name}'")
         return entry
+
+    def _reproduction(
+        self, name: str, runs: Sequence[Mapping[str, Any]], students: Sequence[str]
+    ) -> dict[str, Any]:
+        """Seeds, command, revision and machine of the entry of a recipe."""
+        seeds = _upto(len(runs))
+        drawn = "experts" if self._follows_experts(name) else "pool"
+        count = len(runs[0]["evaluation"]["results"][0]["seeds"])
+        steps = [f"{shlex.join(self.command(name, 'SEED'))} --out runs/SEED"]
+        if students:
+            steps.append(shlex.join(["rayd", "evaluate", "runs/SEED", *students]))
+        loop = f"for s in {seeds}; do {'; '.join(steps)}; done"
+        return {
+            "seeds": f"distillation and {drawn} {seeds}, students {_upto(count)} each; "
+            f"std over the distillations",
+            "command": loop.replace("SEED", "$s"),
+            "commit": runs[-1]["commit"],
+            "date": runs[-1]["date"],
+            "hardware": hardware(),
+        }
+
+    def _cost(
+        self, name: str, runs: Sequence[Mapping[str, Any]], students: Sequence[str]
+    ) -> dict[str, Any]:
+        """Time and memory in the entry of a recipe."""
+        cost: dict[str, Any] = {
+            "seconds": round(sum(run["seconds"] for run in runs)),
+            "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
+            "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
+        }
+        if any(run.get("resumed") for run in runs):
+            # the processes that were stopped are not in the figure of the last one
+            cost["cpu_seconds"] = None
+        elif self._follows_experts(name) and not students:
+            given = []
+            for seed, run in enumerate(runs):
+                if not self._trained_experts(name, seed):
+                    given.append(run["cpu_seconds"])
+            cost["cpu_seconds_given_experts"] = statistics.mean(given) if given else None
+        return cost
+
+
+def _accuracies(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Accuracies and scores in the entry of a recipe, means over its distillations."""
+    rows = [_rows(evaluation) for evaluation in evaluations]
+    scores = [_scores(evaluation) for evaluation in evaluations]
+
+    def accuracies(name: str, labels: str | None = None) -> list[float]:
+        return [row[name, labels] for row in rows if (name, labels) in row]
+
+    def values(score: str) -> list[float]:
+        return [one[score] for one in scores if score in one]
+
+    return {
+        "accuracy": _mean(accuracies("distilled")),
+        "std": _spread(accuracies("distilled")),
+        "random": _mean(accuracies("random")),
+        "whole": _mean(accuracies("whole")),
+        "hard_labels": _mean(accuracies("distilled", "hard")),
+        "random_hard_labels": _mean(accuracies("random", "hard")),
+        "whole_hard_labels": _mean(accuracies("whole", "hard")),
+        "equal_storage": _mean(accuracies("equal-storage")),
+        "ior": _mean(values("ior")),
+        "ior_std": _spread(values("ior")),
+        "hlr": _mean(values("hlr")),
+        "hlr_std": _spread(values("hlr")),
+        "lrs": _mean(values("lrs")),
+    }
 
 
 def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> dict[str, Any] | None:
@@ -266,12 +296,17 @@ def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> di
     }
 
 
-def _rows(evaluation: Mapping[str, Any], network: str) -> dict[tuple[str, str | None], float]:
-    """Accuracies by set and by labels that are not the protocol's, of augmented students."""
+def _rows(evaluation: Mapping[str, Any]) -> dict[tuple[str, str | None], float]:
+    """Accuracies of augmented students of the first network, by set and by labels.
+
+    Labels are None where they are those of the protocol.
+    """
     first = evaluation["results"][0]
     found: dict[tuple[str, str | None], float] = {}
     for row in evaluation["results"]:
-        if (row["network"], row["epoch"]) != (network, first["epoch"]) or not row["augmented"]:
+        if row["network"] != first["network"] or row["epoch"] != first["epoch"]:
+            continue
+        if not row["augmented"]:
             continue
         mean = row["test_accuracy"]["mean"]
         own = row["labels"] == first["labels"] or row["set"] == "equal-storage"
@@ -283,21 +318,22 @@ def _rows(evaluation: Mapping[str, Any], network: str) -> dict[tuple[str, str | 
     return found
 
 
-def _scores(evaluation: Mapping[str, Any], network: str) -> dict[str, float]:
-    """Scores by name."""
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of the first network, by name."""
+    network = evaluation["results"][0]["network"]
+    found: dict[str, float] = {}
     for one in evaluation.get("scores", []):
-        if one["network"] == network:
-            return {
-                key: value["mean"] if isinstance(value, dict) else value
-                for key, value in one.items()
-                if key in ("ior", "hlr", "lrs") and value is not None
-            }
-    return {}
+        if one["network"] != network:
+            continue
+        for key in ("ior", "hlr", "lrs"):
+            value = one.get(key)
+            if value is not None:
+                found.setdefault(key, value["mean"] if isinstance(value, dict) else value)
+    return found
 
 
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 def _spread(values: Sequence[float]) -> float | None:
@@ -414,7 +450,7 @@ def main() -> None:
 
     queue: list[tuple[float, str]] = []
     for name in candidates(patterns, options.again):
-        seconds = campaign.foreseen(name)
+        seconds = campaign.planned_seconds(name)
         if isinstance(seconds, str):
             print(f"{name}: cannot be run. {seconds}", flush=True)
         else:

@@ -68,7 +68,7 @@ def test_random_images_beside_learned_labels_are_of_both_kinds():
         ROW | {"set": name, "labels": labels, "test_accuracy": {"mean": 0.9 - number / 10}}
         for number, (name, labels) in enumerate(kinds)
     ]
-    found = _rows({"results": rows}, ROW["network"])
+    found = _rows({"results": rows})
     assert (found["distilled", None], found["distilled", "hard"]) == (0.9, 0.8)
     assert found["random", None] == found["random", "hard"] == 0.7
 
@@ -76,7 +76,7 @@ def test_random_images_beside_learned_labels_are_of_both_kinds():
 def test_rows_are_of_the_first_tested_epoch(campaign):
     rows = evaluation(0.9, 0.8)["results"]
     best = [row | {"epoch": "validation-best"} for row in rows]
-    assert _rows({"results": best}, ROW["network"])["distilled", None] == 0.9
+    assert _rows({"results": best})["distilled", None] == 0.9
 
 
 def test_processor_time_of_resumed_runs_is_left_out(campaign):
