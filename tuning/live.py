@@ -52,6 +52,7 @@ class LiveTable:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._logged = self._began
+        self._done_before: float | None = None
 
     def __enter__(self) -> LiveTable:
         if self._progress.console.is_terminal:
@@ -70,17 +71,33 @@ class LiveTable:
         """Show the trials as they are now."""
         states = {trial.trial_id: state(trial) for trial in trials}
         ended = sum(name in ENDED for name in states.values())
-        count = f"{ended} of {max(self._expected, len(trials))} done"
+        expected = max(self._expected, len(trials))
+        count = f"{ended} of {expected} done"
+        left = self._left(trials, expected)
         if self._live is not None:
-            self._live.update(self._table(trials, count))
+            self._live.update(self._table(trials, count + left))
             return
         for trial in trials:
             if (line := _line(trial)) != self._shown.get(trial.trial_id):
                 self._shown[trial.trial_id] = line
                 if state(trial) != "waits":
-                    self._log(f"trial {trial.trial_id} ({count}): {line}")
+                    self._log(f"trial {trial.trial_id} ({count}{left}): {line}")
         if time.monotonic() - self._logged >= SILENCE:
-            self._log(f"{count} after {clock(time.monotonic() - self._began)}: {self._now(trials)}")
+            elapsed = clock(time.monotonic() - self._began)
+            self._log(f"{count} after {elapsed}{left}: {self._now(trials)}")
+
+    def _left(self, trials: list[Any], expected: int) -> str:
+        """Time left, in words: none before a whole trial was computed, or once all have ended."""
+        done = sum(_share(trial) for trial in trials)
+        if self._done_before is None:
+            # trials of a resumed sweep took their time before
+            self._done_before = done
+        computed = done - self._done_before
+        left = expected - done
+        if computed < 1 or left <= 0:
+            return ""
+        elapsed = time.monotonic() - self._began
+        return f", about {clock(elapsed * left / computed)} left"
 
     def _log(self, sentence: str) -> None:
         self._logged = time.monotonic()
@@ -155,6 +172,11 @@ def state(trial: Any) -> str:
     if trial.status != "RUNNING":
         return "waits"
     return "failed, tried again" if trial.num_failures else "runs"
+
+
+def _share(trial: Any) -> float:
+    """Share of a trial that is done: up to its last evaluation, or all of it."""
+    return 1.0 if state(trial) in ENDED else float(_result(trial).get("fraction", 0.0))
 
 
 def _result(trial: Any) -> dict[str, Any]:

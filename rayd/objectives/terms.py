@@ -63,6 +63,8 @@ class Context:
     memory: dict[str, Tensor] = field(default_factory=dict)
     """State of the term from call to call, for this observer and this block of images: read it,
     and write the new values. Tensors in it are without graph and must not be changed in place.
+    They may be on the host while the images are on a GPU, as after a resume or where another worker
+    computed the last step: move what you read, e.g. `kept.to(features)`.
     """
     average_logits: Callable[[], Tensor] = _no_average
     """Logits (N, classes) of the moving average of the images, under the same view, without

@@ -477,10 +477,13 @@ def test_trials_are_displayed_as_they_come_and_end(terminal, tmp_path):
     if not terminal:
         assert shown.splitlines() == [
             "trial a (0 of 4 done): runs; ipc=2, terms.mean.weight=0.3333",
-            "trial c (3 of 4 done): failed, tried again; ipc=2, terms.mean.weight=0.3333",
-            "trial a (3 of 4 done): finished at 1.00, validation accuracy 0.500, 7 s",
-            "trial b (3 of 4 done): stopped at 0.25, validation accuracy 0.500, 7 s",
-            "trial d (3 of 4 done): failed; ipc=2, terms.mean.weight=0.3333",
+            "trial c (3 of 4 done, about 0:00:00 left): failed, tried again; "
+            "ipc=2, terms.mean.weight=0.3333",
+            "trial a (3 of 4 done, about 0:00:00 left): finished at 1.00, "
+            "validation accuracy 0.500, 7 s",
+            "trial b (3 of 4 done, about 0:00:00 left): stopped at 0.25, "
+            "validation accuracy 0.500, 7 s",
+            "trial d (3 of 4 done, about 0:00:00 left): failed; ipc=2, terms.mean.weight=0.3333",
         ]
         return
     table = shown[shown.rindex("small: 3 of 4 done") :].splitlines()
@@ -515,12 +518,39 @@ def test_a_sweep_says_what_its_trials_do(terminal, tmp_path, monkeypatch):
     lines = shown.splitlines()
     assert lines[0] == "0 of 5 done after 0:00:00: no trial has started yet"
     assert lines[-1] == (
-        "0 of 5 done after 0:00:00: trial a measure 3/20 shards, trial b reads data, "
-        "trial c starts, trial d ends, 1 waiting"
+        "0 of 5 done after 0:00:00, about 0:00:00 left: trial a measure 3/20 shards, "
+        "trial b reads data, trial c starts, trial d ends, 1 waiting"
     )
     monkeypatch.setattr("tuning.live.SILENCE", 60.0)
     live.show(running)
     assert written.getvalue() == shown
+
+
+def test_time_left_of_a_sweep(tmp_path, monkeypatch):
+    """What was computed since the sweep was begun or resumed, and evaluations on the way, count."""
+    monkeypatch.setattr("tuning.live.SILENCE", 0.0)
+    now = 100.0
+    monkeypatch.setattr("tuning.live.time.monotonic", lambda: now)
+    written = io.StringIO()
+    display = Progress(console=Console(file=written, width=120))
+    before = [trial("a", "TERMINATED", 1), trial("b", "ERROR")]
+    with LiveTable(display, ResolvedSpace(small()), 6, tmp_path) as live:
+        live.show([*before, trial("c", "RUNNING")])
+        now = 150.0
+        live.show([*before, trial("c", "RUNNING", 0.5)])
+        now = 190.0
+        live.show([*before, trial("c", "TERMINATED", 1), trial("d", "RUNNING", 0.5)])
+        now = 300.0
+        ended = [trial(name, "TERMINATED", 1) for name in "cdef"]
+        live.show([*before, *ended])
+    lines = [line for line in written.getvalue().splitlines() if " after " in line]
+    assert [line.rpartition(": ")[0] for line in lines] == [
+        "2 of 6 done after 0:00:00",
+        "2 of 6 done after 0:00:50",
+        # 1.5 trials took 90 s, 2.5 are left
+        "3 of 6 done after 0:01:30, about 0:02:30 left",
+        "6 of 6 done after 0:03:20",
+    ]
 
 
 @pytest.mark.slow
