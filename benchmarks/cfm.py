@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.decoupled import Steps, compare, rate
+from benchmarks.decoupled import initial_weights
+from benchmarks.timing import ENDLESS, Steps, compare, in_process, rate
 from rayd import methods, networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.observer import DatasetInfo, Observer
-from rayd.engine.observer_tasks import ObserverTasks
-from rayd.engine.open_pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import FeatureExtractor, Observation
 from rayd.objectives import (
@@ -108,13 +107,7 @@ def recipe(method: str, data: str, network: str) -> Recipe:
         "resources": {"threads": 1},
     }
     shared = recipe("cfm", data, network).synthesis.model_dump() if method != "cfm" else {}
-    never = {
-        "steps": 10**6,
-        "log_every": 10**6,
-        "checkpoint_every": 10**6,
-        "block": None,
-        "schedule": "constant",
-    }
+    never = {**ENDLESS, "block": None, "schedule": "constant"}
     return assemble(merge(base, {"synthesis": merge(shared, never)}))
 
 
@@ -191,9 +184,7 @@ def main() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         steps = {
-            name: Steps(
-                open_pool(one.resources, ObserverTasks, one, DatasetInfo.of(data)), one, data
-            )
+            name: in_process(one, data, weights=initial_weights(one, data))
             for name, one in chosen.items()
         }
         where = f"{threads} thread{'s' if threads > 1 else ''}"

@@ -1,7 +1,7 @@
 """Speed and memory of characteristic functions: `python -m benchmarks.csdm [--data cifar10]
 [--rounds 5]`.
 
-As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
+As in `timing.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
 greatest of the rounds; nothing is asserted. Everything runs in one thread of this process, so that
 it may be timed by the processor's clock (`--clock cpu`), which a busy machine disturbs less.
 """
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.dm import compare, in_process, rate
+from benchmarks.timing import COLUMNS, ENDLESS, compare, in_process, rate
 from rayd.config import Recipe
-from rayd.data import ImageData, load
+from rayd.data import load
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
@@ -44,12 +44,7 @@ def recipe(data: str, **settings: object) -> Recipe:
         "method": "csdm",
         "data": {"name": data},
         "observers": {"pool": 2, "precision": "bfloat16", "real_batch": 1024},
-        "synthesis": {
-            "steps": 10**6,
-            "log_every": 10**6,
-            "checkpoint_every": 10**6,
-            "precision": "bfloat16",
-        },
+        "synthesis": {**ENDLESS, "precision": "bfloat16"},
         "resources": {"threads": 1},
     }
     return assemble(base, settings)
@@ -132,19 +127,13 @@ def main() -> None:
     for images in (100, 2000):
         most = in_a_process(peak, images, 4096)
         print(
-            f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<70} {most:7.2f}   (under 1)",
+            f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<{COLUMNS}} {most:7.2f}   (under 1)",
             flush=True,
         )
 
-    tenth = ImageData(
-        data.name,
-        data.train.subset(np.arange(0, len(data.train), 10)),
-        None,
-        data.test,
-        data.normalization,
-    )
+    tenth = data.train.subset(np.arange(0, len(data.train), 10))
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):
-        measured = in_process(recipe(options.data, ipc=ipc), data, tenth)
+        measured = in_process(recipe(options.data, ipc=ipc), data, real=tenth)
         sampled = in_process(recipe(options.data, ipc=ipc, real="sampled"), data)
         timed(f"step rate, measured : sampled, IPC {ipc}", wanted,
               lambda m=measured, n=steps: m.rate(n, clock), lambda s=sampled: s.rate(1, clock))  # fmt: skip

@@ -10,30 +10,26 @@ trained-or-not networks, images, transforms and optimizer.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import ENDLESS, Steps, compare, in_process, rate
 from rayd import networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, ImageSet, load
 from rayd.data.augmentation import draw_transform
-from rayd.engine.network_ids import network_ids
+from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import HostingPool, LocalRef
-from rayd.engine.synthesizer import BlockTask, Synthesizer
+from rayd.engine.pool import LocalRef
 from rayd.recipes import assemble
 from rayd.seeding import generator
 from rayd.synthetic import initial
 
-NOWHERE = Path("no-checkpoints-are-written")
 NETWORKS = [
     {"name": "convnet", "width": 64, "norm": "batch"},
     {"name": "convnet", "width": 64, "depth": 2, "norm": "batch"},
@@ -49,73 +45,19 @@ def recipe(data: str, **settings: object) -> Recipe:
         "data": {"name": data},
         "ipc": 10,
         "observers": {"networks": NETWORKS, "per_step": 4, "batch_size": 64},
-        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "block": None},
+        "synthesis": {**ENDLESS, "block": None},
         "resources": {"threads": 1},
     }
     return assemble(base, settings)
 
 
-def compare(
-    title: str, wanted: str, left: Callable[[], float], right: Callable[[], float], rounds: int
-) -> None:
-    """Print the ratio of two rates (work per second), each measured once a round."""
-    left(), right()
-    ratios = sorted(left() / right() for _ in range(rounds))
-    print(
-        f"{title:<86} {statistics.median(ratios):6.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})",
-        flush=True,
-    )
-
-
-def rate(work: Callable[[], object], units: int) -> float:
-    """Units of work a second."""
-    began = time.perf_counter()
-    work()
-    return units / (time.perf_counter() - began)
-
-
-class Steps:
-    """A synthesizer that is ready to step, with random weights in eval mode."""
-
-    def __init__(self, pool: HostingPool, chosen: Recipe, data: ImageData):
-        team = network_ids(chosen)
-        self._weights = [built(chosen, data, place).state_dict() for place in range(len(team))]
-        weights = {
-            network_id: pool.share(dict(state))
-            for network_id, state in zip(team, self._weights, strict=True)
-        }
-        # the values do not matter to the speed; their number, that of all classes, does
-        part = pool.share((data.train.images[::50], data.train.labels[::50]))
-        states = pool.map(
-            "measure_alone", [(network_id, weights[network_id], part) for network_id in team]
-        )
-        measured = {
-            network_id: pool.share(state) for network_id, state in zip(team, states, strict=True)
-        }
-        start = pool.share(dict(initial(chosen, data).state_dict()))
-        self._assignment = BlockTask(
-            chosen,
-            "benchmark",
-            data.normalization,
-            0,
-            1,
-            start,
-            NOWHERE,
-            weights,
-            {},
-            measured,
-            None,
-        )
-        self._host = pool.host(Synthesizer)
-        self._step = 0
-
-    def rate(self, steps: int) -> float:
-        """Steps a second."""
-        before = self._step
-        self._step = self._step + steps
-        return rate(
-            lambda: self._host.call("advance", self._assignment, before, before + steps), steps
-        )
+def initial_weights(chosen: Recipe, data: ImageData) -> dict[NetworkId, dict[str, Tensor]]:
+    """Weights of the observers, which need not be trained for their speed."""
+    observers = network_ids(chosen)
+    weights = {}
+    for place, network_id in enumerate(observers):
+        weights[network_id] = built(chosen, data, place).state_dict()
+    return weights
 
 
 def built(chosen: Recipe, data: ImageData, place: int) -> nn.Module:
@@ -239,7 +181,7 @@ def main() -> None:
         )
         plain = plain_loop(spread, data)
         with open_pool(spread.resources, ObserverTasks, spread, DatasetInfo.of(data)) as pool:
-            ours = Steps(pool, spread, data)
+            ours = Steps(pool, spread, data, weights=initial_weights(spread, data))
 
             def by_hand(plain: Callable[[int], float] = plain) -> float:
                 torch.set_num_threads(cores)
@@ -263,7 +205,7 @@ def main() -> None:
         for alpha in (0.5, 1.0)
     )
     steps = [
-        Steps(open_pool(one.resources, ObserverTasks, one, DatasetInfo.of(hundred)), one, hundred)
+        in_process(one, hundred, weights=initial_weights(one, hundred))
         for one in (by_class, over_all)
     ]
     title = "time of a step with statistics of 100 classes : of all images alone"

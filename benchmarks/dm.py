@@ -8,14 +8,13 @@ asserted: a shared machine is no place for a timed test.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.timing import ENDLESS, ROUNDS, Steps, compare, in_process, rate
 from rayd import networks, seeding
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
@@ -25,13 +24,9 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import HostingPool, LocalRef
-from rayd.engine.synthesizer import BlockTask, Synthesizer
+from rayd.engine.pool import LocalRef
 from rayd.recipes import assemble
 from rayd.synthetic import initial
-
-ROUNDS = 5
-NOWHERE = Path("no-checkpoints-are-written")
 
 
 def recipe(data: str, **settings: object) -> Recipe:
@@ -40,86 +35,10 @@ def recipe(data: str, **settings: object) -> Recipe:
         "method": "dm",
         "data": {"name": data},
         "observers": {"pool": 2, "precision": "bfloat16"},
-        "synthesis": {
-            "steps": 10**6,
-            "log_every": 10**6,
-            "checkpoint_every": 10**6,
-            "precision": "bfloat16",
-        },
+        "synthesis": {**ENDLESS, "precision": "bfloat16"},
         "resources": {"threads": 1},
     }
     return assemble(base, settings)
-
-
-def compare(
-    title: str,
-    wanted: str,
-    left: Callable[[], float],
-    right: Callable[[], float],
-    rounds: int = ROUNDS,
-) -> None:
-    """Print the ratio of two rates (work per second), each measured once a round."""
-    left(), right()
-    ratios = sorted(left() / right() for _ in range(rounds))
-    print(
-        f"{title:<70} {statistics.median(ratios):7.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})",
-        flush=True,
-    )
-
-
-def rate(
-    work: Callable[[], object], units: int, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Units of work a second of a clock."""
-    began = clock()
-    work()
-    return units / (clock() - began)
-
-
-class Steps:
-    """A synthesizer that is ready to step."""
-
-    def __init__(self, pool: HostingPool, recipe: Recipe, data: ImageData, real: ImageData):
-        start = pool.share(dict(initial(recipe, data).state_dict()))
-        measured = {}
-        if recipe.real == "measured":
-            # the values do not matter to the speed; their number, that of all classes, does
-            part = pool.share((real.train.images[::10], real.train.labels[::10]))
-            networks = network_ids(recipe)
-            first = pool.share((real.train.images[::100], real.train.labels[::100]))
-            states = pool.map(
-                "measure_alone", [(network_id, None, part, first) for network_id in networks]
-            )
-            measured = {
-                network_id: pool.share(state)
-                for network_id, state in zip(networks, states, strict=True)
-            }
-        train = None if measured else pool.share((real.train.images, real.train.labels))
-        self._assignment = BlockTask(
-            recipe, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, measured, train
-        )
-        self._host = pool.host(Synthesizer)
-        self._step = 0
-
-    def rate(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
-        """Steps a second of a clock."""
-        before = self._step
-        self._step = self._step + steps
-        return rate(
-            lambda: self._host.call("advance", self._assignment, before, before + steps),
-            steps,
-            clock,
-        )
-
-
-def in_process(recipe_: Recipe, data: ImageData, real: ImageData | None = None) -> Steps:
-    """Steps in this process."""
-    return Steps(
-        open_pool(recipe_.resources, ObserverTasks, recipe_, DatasetInfo.of(data)),
-        recipe_,
-        data,
-        real or data,
-    )
 
 
 def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
@@ -213,14 +132,8 @@ def main() -> None:
             lambda: rate(lambda: observers.measure_alone(network_ids(chosen)[0], None, shard), len(images)),
             lambda: rate(forward, len(images)))  # fmt: skip
 
-    tenth = ImageData(
-        data.name,
-        data.train.subset(np.arange(0, len(data.train), 10)),
-        None,
-        data.test,
-        data.normalization,
-    )
-    few = in_process(recipe(options.data, ipc=10), data, tenth)
+    tenth = data.train.subset(np.arange(0, len(data.train), 10))
+    few = in_process(recipe(options.data, ipc=10), data, real=tenth)
     many = in_process(recipe(options.data, ipc=10), data)
     compare(
         "step rate, 10 % : 100 % of the real set",
@@ -233,7 +146,7 @@ def main() -> None:
     local = recipe(options.data, **merge(pair, {"resources": {"threads": 2}}))
     remote = recipe(options.data, **merge(pair, {"resources": {"workers": 2, "threads": 1}}))
     with open_pool(remote.resources, ObserverTasks, remote, DatasetInfo.of(data)) as pool:
-        spread = Steps(pool, remote, data, data)
+        spread = Steps(pool, remote, data)
         alone = in_process(local, data)
         compare("step rate, Ray with 2 one-thread workers : in process with 2 threads", "at least 0.85",
                 lambda: spread.rate(8), lambda: alone.rate(8))  # fmt: skip

@@ -17,16 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.dm import NOWHERE, compare, rate
+from benchmarks.timing import ENDLESS, Steps, compare, in_process, rate
 from rayd import networks, seeding
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import network_ids
-from rayd.engine.observer import DatasetInfo
-from rayd.engine.observer_tasks import ObserverTasks
-from rayd.engine.open_pool import open_pool
-from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.networks import FeatureExtractor, LayerRole
 from rayd.recipes import assemble
 from rayd.synthetic import initial
@@ -42,59 +38,18 @@ def recipe(data: str, threads: int, **settings: object) -> Recipe:
         "ipc": 10,
         "observers": {"pool": 2, "batch_size": 64},
         "classifiers": {"pool": 1},
-        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6},
+        "synthesis": ENDLESS,
         "resources": {"threads": threads},
     }
     return assemble(base, settings)
 
 
-class Steps:
-    """A synthesizer in this process that is ready to step."""
-
-    def __init__(self, chosen: Recipe, data: ImageData):
-        pool = open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data))
-        observers = network_ids(chosen)
-        classifiers = network_ids(chosen, "classifiers")
-        start = pool.share(dict(initial(chosen, data).state_dict()))
-        measured = {}
-        if chosen.real == "measured":
-            # the values do not matter to the speed; their number, that of all classes, does
-            part = pool.share((data.train.images[::50], data.train.labels[::50]))
-            states = pool.map(
-                "measure_alone", [(network_id, None, part) for network_id in observers]
-            )
-            measured = {
-                network_id: pool.share(state)
-                for network_id, state in zip(observers, states, strict=True)
-            }
-        train = None if measured else pool.share((data.train.images, data.train.labels))
-        weights = {
-            network_id: pool.share(dict(built(chosen, data, network_id.architecture).state_dict()))
-            for network_id in classifiers
-        }
-        self._assignment = BlockTask(
-            chosen,
-            "benchmark",
-            data.normalization,
-            0,
-            1,
-            start,
-            NOWHERE,
-            weights,
-            {},
-            measured,
-            train,
-        )
-        self._host = pool.host(Synthesizer)
-        self._step = 0
-
-    def rate(self, steps: int) -> float:
-        """Steps a second."""
-        before = self._step
-        self._step = self._step + steps
-        return rate(
-            lambda: self._host.call("advance", self._assignment, before, before + steps), steps
-        )
+def stepping(chosen: Recipe, data: ImageData) -> Steps:
+    """Steps in this process, with classifiers of random weights."""
+    weights = {}
+    for network_id in network_ids(chosen, "classifiers"):
+        weights[network_id] = built(chosen, data, network_id.architecture).state_dict()
+    return in_process(chosen, data, weights=weights)
 
 
 def built(chosen: Recipe, data: ImageData, network: NetworkSettings) -> nn.Module:
@@ -180,7 +135,7 @@ def ratios(
     data: ImageData, name: str, threads: int
 ) -> Iterator[tuple[str, str, Callable[[], float], Callable[[], float]]]:
     """What is compared: a title, what is wanted, and the rates that are divided."""
-    measured = Steps(recipe(name, threads, **ALONE), data)
+    measured = stepping(recipe(name, threads, **ALONE), data)
     constants = by_hand(recipe(name, threads, **ALONE), data, constant=True)
     yield (
         "time of a measured step : bare step with constants",
@@ -188,15 +143,15 @@ def ratios(
         lambda: constants(8),
         lambda: measured.rate(8),
     )
-    sampled = Steps(recipe(name, threads, real="sampled", **ALONE), data)
+    sampled = stepping(recipe(name, threads, real="sampled", **ALONE), data)
     yield (
         "step rate, measured : sampled, without centralization",
         "printed",
         lambda: measured.rate(8),
         lambda: sampled.rate(1),
     )
-    guided = Steps(recipe(name, threads), data)
-    both = Steps(recipe(name, threads, real="sampled"), data)
+    guided = stepping(recipe(name, threads), data)
+    both = stepping(recipe(name, threads, real="sampled"), data)
     yield (
         "step rate, measured : sampled, with centralization",
         "printed",

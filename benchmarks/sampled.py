@@ -26,17 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.dm import NOWHERE
+from benchmarks.timing import ENDLESS, in_process
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.images import ImageSet
 from rayd.data.normalization import Standardization
-from rayd.engine.observer import DatasetInfo
-from rayd.engine.observer_tasks import ObserverTasks
-from rayd.engine.pool import LocalPool
-from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
-from rayd.synthetic import initial
 
 CLASSES = 10
 PER_CLASS = 500
@@ -59,34 +54,10 @@ def recipe(ipc: int, **settings: object) -> Recipe:
         "data": {"name": "cifar10"},
         "ipc": ipc,
         "real": "sampled",
-        "synthesis": {
-            "steps": 10**6,
-            "log_every": 10**6,
-            "checkpoint_every": 10**6,
-            "learning_rate": 1.0,
-        },
+        "synthesis": {**ENDLESS, "learning_rate": 1.0},
         "resources": {"threads": 1, "device": "cpu"},
     }
     return assemble(base, settings)
-
-
-class Ours:
-    """A synthesizer in this process that is ready to step."""
-
-    def __init__(self, chosen: Recipe, data: ImageData):
-        pool = LocalPool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data))
-        start = pool.share(dict(initial(chosen, data).state_dict()))
-        train = pool.share((data.train.images, data.train.labels))
-        self._assignment = BlockTask(
-            chosen, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, {}, train
-        )
-        self._host = pool.host(Synthesizer)
-        self._step = 0
-
-    def __call__(self) -> None:
-        """One step."""
-        self._host.call("advance", self._assignment, self._step, self._step + 1)
-        self._step += 1
 
 
 def convnet() -> nn.Sequential:
@@ -212,7 +183,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, float32, {options.rounds} rounds"
     )
     for ipc in options.ipc:
-        ours = Ours(recipe(ipc), data)
+        ours = in_process(recipe(ipc), data).advance
         published = Published(ipc, data)
         seconds(ours, 1)
         seconds(published, 1)

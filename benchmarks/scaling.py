@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.dm import Steps, compare, rate, recipe
+from benchmarks.dm import recipe
+from benchmarks.timing import Steps, compare, rate
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.job import Job
@@ -95,8 +96,8 @@ def main() -> None:
             lambda: rate(lambda: measured(two, recipes[1], data), 1) / 2,
             lambda: rate(lambda: measured(one, recipes[0], data), 1), options.rounds,
         )  # fmt: skip
-        alone = Steps(one, recipes[0], data, data)
-        together = Steps(two, recipes[1], data, data)
+        alone = Steps(one, recipes[0], data)
+        together = Steps(two, recipes[1], data)
         compare(
             "efficiency of two workers, synthesis step of two observers", WANTED,
             lambda: together.rate(options.steps) / 2, lambda: alone.rate(options.steps), options.rounds,

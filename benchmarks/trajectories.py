@@ -1,7 +1,7 @@
 """Memory and speed of trajectory gradients: `python -m benchmarks.trajectories [--rounds 5]
 [--clock wall]`.
 
-As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
+As in `timing.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
 greatest of the rounds; nothing is asserted. The peak of memory is that of a process of its own,
 beyond what it holds once everything is made.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.csdm import in_a_process, kilobytes
-from benchmarks.dm import compare, rate
+from benchmarks.timing import COLUMNS, compare, rate
 from rayd import networks
 from rayd.config import NetworkSettings
 from rayd.data.arrays import ImageShape
@@ -90,15 +90,15 @@ def main() -> None:
         for steps in (5, 40) if way == "reverse" else (5, 10):
             peaks[way, steps] = in_a_process(peak, way, steps)
             print(
-                f"{f'peak memory, {way}, {steps} steps, MB':<70} {peaks[way, steps]:7.0f}",
+                f"{f'peak memory, {way}, {steps} steps, MB':<{COLUMNS}} {peaks[way, steps]:7.0f}",
                 flush=True,
             )
-    print(
-        f"{'peak memory of the sweep, 40 : 5 steps':<70} {peaks['reverse', 40] / peaks['reverse', 5]:7.2f}   (at most 1.2)"
-    )
-    print(
-        f"{'peak memory of full unrolling, 10 : 5 steps':<70} {peaks['full', 10] / peaks['full', 5]:7.2f}"
-    )
+    title = "peak memory of the sweep, 40 : 5 steps"
+    ratio = peaks["reverse", 40] / peaks["reverse", 5]
+    print(f"{title:<{COLUMNS}} {ratio:7.2f}   (at most 1.2)")
+    title = "peak memory of full unrolling, 10 : 5 steps"
+    ratio = peaks["full", 10] / peaks["full", 5]
+    print(f"{title:<{COLUMNS}} {ratio:7.2f}")
 
     for images in (10, 100):
         swept = gradient("reverse", 5, images, True)
