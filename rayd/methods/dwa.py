@@ -17,7 +17,9 @@ block's first images makes every block match a slightly different network.
 **Paper and released code.** Steps, length and weight of variances are those of the code. Its real
 statistics are the running ones of training; here they are measured through the network as it was
 trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. The ascent runs in
-evaluation mode, on the first images without a view. Other settings are SRe2L's.
+evaluation mode, in the code on the view of the first step, here on the first images as they are.
+On ImageNet and Tiny-ImageNet there are 2,000 steps, half of SRe2L's; weights, step sizes and students
+of the code's scripts are in the recipes. Other settings are SRe2L's.
 
 Use it in place of SRe2L where there are several images a class, hence several blocks.
 """
