@@ -1,6 +1,6 @@
 """DWA: SRe2L from real images, with network weights adjusted for each block so that blocks differ.
 
-Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
+Jiawei Du, Xin Zhang, Juncheng Hu, Wenxin Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
 Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
 
     minimise over X_b   CE(phi_b(A(X_b)), y) + r sum_l w_l ( || mean_l(A(X_b)) - mean_l ||_2 + v || var_l(A(X_b)) - var_l ||_2 )
@@ -39,7 +39,7 @@ class DirectedWeightAdjustment(SqueezeRecoverRelabel):
     version = 1
     citation = """@inproceedings{du2024dwa,
   title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
-  author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxing and Zhou, Joey Tianyi},
+  author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxin and Zhou, Joey Tianyi},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2024}
 }"""
