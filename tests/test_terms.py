@@ -371,6 +371,8 @@ def test_probabilities_are_labels_of_the_cross_entropy_alone():
         rayd.terms.cross_entropy(logits, LABELS.float())
     with pytest.raises(ValueError, match="as many images and classes"):
         rayd.terms.flatness(logits, logits[:, :1])
+    with pytest.raises(ValueError, match=r"on tensors use compare='logits'"):
+        rayd.terms.flatness(logits, logits, compare="statistics")
 
 
 def test_a_term_of_the_library_can_be_a_term_of_a_method():

@@ -1,6 +1,6 @@
 """DWA: SRe2L from real images, with network weights adjusted for each block so that blocks differ.
 
-Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
+Jiawei Du, Xin Zhang, Juncheng Hu, Wenxin Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
 Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
 
     minimise over X_b   CE(phi_b(A(X_b)), y) + r sum_l w_l ( || mean_l(A(X_b)) - mean_l ||_2 + v || var_l(A(X_b)) - var_l ||_2 )
@@ -17,7 +17,9 @@ block's first images makes every block match a slightly different network.
 **Paper and released code.** Steps, length and weight of variances are those of the code. Its real
 statistics are the running ones of training; here they are measured through the network as it was
 trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. The ascent runs in
-evaluation mode, on the first images without a view. Other settings are SRe2L's.
+evaluation mode, in the code on the view of the first step, here on the first images as they are.
+On ImageNet and Tiny-ImageNet there are 2,000 steps, half of SRe2L's; weights, step sizes and students
+of the code's scripts are in the recipes. Other settings are SRe2L's.
 
 Use it in place of SRe2L where there are several images a class, hence several blocks.
 """
@@ -37,7 +39,7 @@ class DirectedWeightAdjustment(SqueezeRecoverRelabel):
     version = 1
     citation = """@inproceedings{du2024dwa,
   title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
-  author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxing and Zhou, Joey Tianyi},
+  author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxin and Zhou, Joey Tianyi},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2024}
 }"""

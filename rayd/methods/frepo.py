@@ -34,9 +34,9 @@ The pool is a model pool (`observers.model_pool`) with a `lifetime`. The mathema
   `frepo`; `hard` keeps them). KRR keeps them.
 - The paper's network doubles its channels from block to block; the default is the ConvNet that the
   field compares with.
-- Data are whitened as in the code, channels standardised first and the ridge relative to the mean
-  eigenvalue (`data.normalization: zca-scaled`); MTT's `zca` leaves less than half of their
-  deviation. Those who left whitening out report chance accuracy.
+- Data are whitened as in the code, which leaves MNIST out: channels standardised first and the
+  ridge relative to the mean eigenvalue (`data.normalization: zca-scaled`); MTT's `zca` leaves less
+  than half of their deviation. Those who left whitening out report chance accuracy.
 
 Use them for few images per class, where solving for the classifier at once is worth most. They need
 `real: sampled`.

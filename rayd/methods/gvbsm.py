@@ -24,7 +24,8 @@ has its own, so that blocks do not wait for each other. Its real statistics are 
 augmented batches, whose variances lack the part between batches, and running ones for
 normalisations; here all are measured once over the whole training split. Where an observer has no
 batch normalisation, its convolutions are compared alone. Released teachers see the images of
-CIFAR-10 before they are mixed, a mistake; here after.
+CIFAR-10 before they are mixed, a mistake; here after. Biases and normalisations of students do not
+decay there; here that is for recipes to say (`evaluation.weight_decay_of: weights`).
 
 Use it where students of other architectures should learn well from the set; the cost of a step does
 not depend on the number of observers. EDC builds on it and is better throughout.

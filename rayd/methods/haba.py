@@ -28,8 +28,7 @@ Images of CIFAR are whitened. **Different here:**
 - What the hallucinators' term sees is augmented alike for all images of a class in a step, so that
   images of one basis differ by their hallucinators alone; there each has parameters of its own.
 - Momentum of the step size alpha is that of the images, there 0.9, where alpha is kept above 0.001;
-  here its logarithm is learned (`rayd.synthetic.learned_step_size`). For ten images a class the
-  command starts it at 0.001, here as for the others at 0.01.
+  here its logarithm is learned (`rayd.synthetic.learned_step_size`).
 - The code standardises each batch of students' images as a whole; here they stay as they are.
 
 Storage counts bases and hallucinators: 27,840 numbers of the latter at 32 x 32 pixels, a little less

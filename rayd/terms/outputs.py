@@ -101,10 +101,15 @@ class Flatness(objectives.Flatness):
 
         Raises:
             TypeError: logits are no tensors of floating-point numbers.
-            ValueError: they differ in shape.
+            ValueError: they differ in shape, or `compare` is `statistics`.
         """
         if is_observation(average_logits):
             return super().__call__(logits, average_logits, labels, context)
+        if self.compare == "statistics":
+            raise ValueError(
+                "Flatness(compare='statistics') reads the layers of a network, in a run: on tensors "
+                "use compare='logits', or MomentMatching of the layers' inputs."
+            )
         logits = checking.logits(logits)
         average = checking.logits(average_logits, "Logits of the average")
         if average.shape != logits.shape:

@@ -61,6 +61,19 @@ def test_strengths_are_those_of_torchvision(height: int, width: int) -> None:
             assert strength(name, magnitude, height, width) == theirs, (name, magnitude)
 
 
+def test_solarize_inverts_pixels_from_the_threshold_on_at_all_magnitudes() -> None:
+    """At 16, 18 and 24 the threshold is a whole pixel value that rounding would lift."""
+    pixels = torch.arange(256)
+    operation = torch.tensor([[OPERATIONS.index("Solarize")]])
+    for magnitude in range(BINS):
+        batch = (pixels / 255).view(1, 1, 16, 16)
+        solarized = RandAugment(operation, torch.tensor([[False]]), magnitude)(batch)
+        # in whole numbers: the threshold is 255 (30 - m) / 30
+        inverted = 30 * pixels >= 255 * (30 - magnitude)
+        expected = torch.where(inverted, 255 - pixels, pixels)
+        assert torch.equal((solarized.flatten() * 255).round().long(), expected), magnitude
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_does_what_torchvision_does_to_each_image(name: str, channels: int) -> None:

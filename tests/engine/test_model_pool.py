@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from rayd import methods
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe, ResourceSettings
-from rayd.data import load
+from rayd.data import ImageShape, load
 from rayd.engine.distill import distill
 from rayd.engine.gradients.feature_matching import GradientTask, RealBatches
-from rayd.engine.gradients.model_pool import ModelPool, TrainTask
+from rayd.engine.gradients.model_pool import Batches, ModelPool, ModelPoolTrainer, TrainTask
+from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.errors import ConfigError, RunError
+from rayd.objectives.hallucinations import adversary_loss, cosines
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 from tests.engine.test_decoupled import QUIET
@@ -100,6 +103,41 @@ def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at
     break_off(recipe(method), tmp_path / "cut", at)
     distill(recipe(method), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+
+
+def test_the_adversary_of_haba_computes_its_loss_in_float32_under_bfloat16(monkeypatch):
+    """Under autocast products of features would be rounded to 1/256 and divided by 0.07."""
+    chosen = assemble(
+        {
+            "method": "dm",
+            "data": "digits",
+            "ipc": 2,
+            "real": "sampled",
+            "observers": {
+                "networks": NETWORK,
+                "model_pool": {"loss": "contrast", "source": "synthetic"},
+            },
+            "synthetic": {"kind": "hallucinated"},
+            "synthesis": {"precision": "bfloat16"},
+        }
+    )
+    found: list[Tensor] = []
+
+    def recorded(logits: Tensor, features: Tensor, labels: Tensor, bases: Tensor) -> Tensor:
+        found.extend((features, cosines(features)))
+        return adversary_loss(logits, features, labels, bases)
+
+    monkeypatch.setattr("rayd.engine.gradients.model_pool.adversary_loss", recorded)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(10, 1, 8, 8, generator=draws)
+    labels = torch.arange(10) // 5
+    supply = Batches(10, lambda rows: (images[rows], labels[rows]))
+    task = TrainTask(NetworkId(chosen.observers.networks[0]), 0, None, None)
+    trainer = ModelPoolTrainer(chosen, ImageShape(1, 8, 8), 10, torch.device("cpu"))
+    trainer.train(task, supply)
+    features, products = found[:2]
+    assert products.dtype == torch.float32
+    torch.testing.assert_close(products, cosines(features.double()).float(), atol=1e-6, rtol=0)
 
 
 def model_pool_of(chosen: Recipe) -> ModelPool:

@@ -32,6 +32,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("datm-cifar10-ipc50", "evaluation.batch_size", 128),
     ("gvbsm-cifar10-ipc10", "evaluation.weight_decay", 0),
     ("gvbsm-cifar10-ipc50", "evaluation.weight_decay", 0),
+    ("gvbsm-cifar100-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("gvbsm-tiny-imagenet-ipc50", "evaluation.weight_decay_of", "weights"),
+    ("gvbsm-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
     ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
     ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
     ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.root", False),
@@ -64,6 +67,20 @@ VALUES: list[tuple[str, str, Any]] = [
     ("mtt-cifar10-ipc50", "data.normalization", "standard"),
     ("mtt-cifar10-ipc1", "objective.start.most", 2),
     ("mtt-cifar10-ipc10", "objective.start.most", 20),
+    ("mtt-cifar10-ipc10", "synthetic.step_size", 0.001),
+    ("mtt-cifar10-ipc10", "synthesis.learning_rate", 100.0),
+    ("mtt-cifar10-ipc10", "synthesis.learning_rates.log_step_size", 10.0),
+    ("mtt-cifar100-ipc1", "data.normalization", "zca"),
+    ("mtt-cifar100-ipc10", "data.normalization", "standard"),
+    ("mtt-cifar100-ipc50", "data.normalization", "zca"),
+    ("mtt-cifar100-ipc50", "objective.batch_size", 125),
+    ("dm-cifar10-ipc50-sampled", "synthesis.learning_rate", 1.0),
+    ("dm-cifar10-ipc100-sampled", "synthesis.learning_rate", 10.0),
+    ("dm-cifar10-ipc1000-sampled", "synthesis.learning_rate", 10.0),
+    ("dm-cifar100-ipc50-sampled", "synthesis.learning_rate", 1.0),
+    ("haba-cifar10-ipc10", "synthetic.step_size", 0.001),
+    ("haba-cifar10-ipc10", "synthesis.learning_rates.log_step_size", 10.0),
+    ("haba-cifar10-ipc50", "synthetic.step_size", 0.01),
     ("haba-cifar100-ipc50", "objective.batch_size", 5000),
     ("edc-cifar10-ipc1", "evaluation.batch_size", 10),
     ("edc-cifar10-ipc10", "evaluation.batch_size", 25),
@@ -89,6 +106,14 @@ VALUES: list[tuple[str, str, Any]] = [
     ("iid-dm-cifar10-ipc10", "classifiers.order", "random"),
     ("edc-config-c", "terms.moments.alpha", 1.0),
     ("edc-config-f", "terms.moments.alpha", 0.5),
+    ("dwa-cifar100-ipc10", "evaluation.epochs", 400),
+    ("dwa-tiny-imagenet-ipc50", "synthesis.steps", 2000),
+    ("dwa-tiny-imagenet-ipc50", "synthesis.block", "classes"),
+    ("dwa-tiny-imagenet-ipc50", "terms.moments.weight", 0.01),
+    ("dwa-tiny-imagenet-ipc50", "evaluation.epochs", 200),
+    ("dwa-tiny-imagenet-ipc50", "evaluation.temperature", 1.0),
+    ("dwa-imagenet-1k-ipc10", "synthesis.steps", 2000),
+    ("dwa-imagenet-1k-ipc10", "evaluation.batch_size", 128),
     ("idc-cifar10-ipc10", "terms.gradient.distance", "squared"),
     ("dcc-cifar10-ipc10", "terms.gradient.warm_up.networks", 250),
     ("cafe-cifar10-ipc10", "evaluation.epochs", 600),
@@ -115,8 +140,10 @@ VALUES: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("cell", ["cifar10-ipc1", "cifar10-ipc10", "cifar100-ipc1"])
-def test_ls_mtt_and_mtt_see_the_same_images(cell: str) -> None:
+@pytest.mark.parametrize("data", ["svhn", "cifar10", "cifar100"])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_ls_mtt_and_mtt_see_the_same_images(data: str, ipc: int) -> None:
+    cell = f"{data}-ipc{ipc}"
     assert resolve(f"ls-mtt-{cell}").data == resolve(f"mtt-{cell}").data
 
 

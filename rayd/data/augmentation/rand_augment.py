@@ -17,7 +17,9 @@ largest effect:
 | Solarize | inverts pixels from 1 - m / 30 on | |
 
 torchvision draws one operation for all images of a call. Here every image has its own, and images
-with the same operation and sign are processed together.
+with the same operation and sign are processed together. Its two versions disagree about Solarize at
+m = 16, 18 and 24, where the second one's threshold is rounded to just above a whole pixel value,
+which then is not inverted; here it is, as in the first version.
 """
 
 from __future__ import annotations
@@ -79,7 +81,11 @@ _OPERATIONS: dict[str, _Apply] = {
     "Contrast": lambda images, change: _torchvision("adjust_contrast", images, 1 + change),
     "Sharpness": lambda images, change: _torchvision("adjust_sharpness", images, 1 + change),
     "Posterize": _on_bytes(lambda images, bits: _torchvision("posterize", images, int(bits))),
-    "Solarize": _on_bytes(lambda images, share: _torchvision("solarize", images, 255 * share)),
+    # thresholds are multiples of 255 / 30 = 8.5: the share is rounded, and would leave out the pixels
+    # that are equal to a whole one
+    "Solarize": _on_bytes(
+        lambda images, share: _torchvision("solarize", images, round(510 * share) / 2)
+    ),
     "AutoContrast": lambda images, _: _torchvision("autocontrast", images),
     "Equalize": _on_bytes(lambda images, _: _torchvision("equalize", images)),
 }

@@ -329,7 +329,11 @@ class ModelPoolTrainer:
         seen = extractor(inputs)
         (features,) = seen.layers[LayerRole.FEATURES]
         bases = upload(rows // self._recipe.synthetic.per_basis, inputs.device)
-        return seen.logits, adversary_loss(seen.logits.float(), features.float(), target, bases)
+        # autocast is for the network: products of features of norm 1 are divided by the temperature,
+        # which needs more digits than bfloat16 has
+        with devices.autocast(self._device, "float32"):
+            loss = adversary_loss(seen.logits.float(), features.float(), target, bases)
+        return seen.logits, loss
 
 
 def _exact(device: torch.device) -> torch.dtype:
