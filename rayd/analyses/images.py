@@ -1,6 +1,6 @@
-"""Images of several runs side by side: what filters, terms or other settings make of them.
+"""Images of several runs side by side, to show the effect of filters, terms or other settings.
 
-Every run is a column of the same classes; its caption says the settings in which it differs from
+Every run is a column of the same classes; its caption lists the settings in which it differs from
 the others.
 """
 
@@ -31,7 +31,7 @@ APART = ("name", "summary", "paper", "measured", "resources")
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Settings, by dotted key, in which configurations differ, for each of them.
+    """Settings in which configurations differ: for each configuration, its values by dotted key.
 
     >>> differences([{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}])
     [{'seed': 0}, {'seed': 1}]
@@ -125,7 +125,7 @@ def chart(sets: Sequence[Distilled], captions: Sequence[str]) -> Image.Image:
 def mosaic(distilled: Distilled, classes: int, each: int) -> np.ndarray[Any, Any]:
     """Images of the first classes as one array (rows, columns[, 3]), uint8.
 
-    Images are apart by white lines; where a class has fewer than `each`, its row is white.
+    White lines separate the images; the row of a class with fewer than `each` is padded with white.
     """
     labels = distilled.hard_labels
     _, height, width = distilled.shape
@@ -155,7 +155,7 @@ def _few(distilled: Distilled) -> str:
 
 
 def _drawn(distilled: Distilled) -> str:
-    """Which classes are drawn."""
+    """Description of the classes that are drawn."""
     if distilled.classes <= CLASSES:
         return "each class"
     return f"the first {CLASSES} of {distilled.classes} classes"

@@ -78,9 +78,9 @@ def tune(
         _print_spaces(as_json)
         return
     found = load(space, parse_overrides(overrides or []))
-    ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
+    ResolvedSpace(found).check()  # the sweep checks it as well; this is before Ray is imported
     progress = Progress(quiet)
-    # on a busy machine the imports take a minute
+    # the imports take up to a minute on a busy machine
     progress.log(f"{found.name}: loading PyTorch and Ray Tune")
     try:
         import tuning.driver as tuning
@@ -89,7 +89,7 @@ def tune(
             "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
         ) from error
 
-    # the name comes from a file, which may be a stranger's
+    # the name comes from a file, which may be untrusted
     out_ = to or Path("sweeps") / inside(found.name, "sweeps", ConfigError)
     try:
         tuning.sweep(
@@ -111,7 +111,7 @@ def tune(
         print_json(summary.to_json())
     else:
         table = out_ / "study.md"
-        if table.exists():  # the space was a study, whose table is its result
+        if table.exists():  # the space was a study, whose result is a table
             print_text(table.read_text(encoding="utf-8"))
         print_text(summary.text())
         print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
@@ -119,7 +119,7 @@ def tune(
 
 
 def _continues(context: typer.Context) -> str:
-    """Message for an interrupted sweep: the same command, which goes on from its finished trials."""
+    """Message for an interrupted sweep: the same command resumes from the finished trials."""
     root = context.find_root().command
     words = ["rayd", *cast(CommandGroup, root).given]
     if "--resume" not in words:

@@ -1,4 +1,4 @@
-"""Runs, comparisons and sweeps as HTML pages, which need no network and no script from elsewhere."""
+"""Runs, comparisons and sweeps as self-contained HTML pages, which need no network access."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ the same. With f = 2:
     stored (C, H, W)  ->  quadrants top left, bottom left, top right, bottom right
                       ->  each (C, H, W) by bilinear enlargement
 
-so that f^2 images are obtained for the storage of one, trading detail for number. The decoded
+so that f^2 images take the storage of one, trading detail for number. The decoded
 images of a stored image are consecutive and have its label. If f does not divide the side, parts
 overlap by less than a pixel's width: part i of a side of n pixels begins at floor(i n / f) and is
 ceil(n / f) wide.
