@@ -1,7 +1,7 @@
-"""A plain training loop for analyses and applications, which need weights rather than accuracies.
+"""A plain training loop, for analyses and applications that need trained weights.
 
 Students of an evaluation follow a protocol, with augmentation, teachers and checkpoints
-(`rayd.evaluation.student`); this is SGD with momentum on shuffled batches and nothing else.
+(`rayd.evaluation.student`); this is just SGD with momentum on shuffled batches.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def fit(
         images: network input (n, C, H, W).
         labels: class indices (n,), or soft labels (n, classes).
         steps: optimizer steps; the last batch of a pass over the images may be smaller.
-        batch_size: most images of a batch.
-        learning_rate: first step size.
+        batch_size: maximum number of images per batch.
+        learning_rate: initial step size.
         momentum: of SGD.
         weight_decay: of SGD.
         seed: seed of the order of images, and of dropout.
-        penalty: added to the cross-entropy.
+        penalty: computes a scalar that is added to the cross-entropy.
         on_step: called with the number of steps done, before each step and after the last.
 
     Returns:
@@ -98,10 +98,10 @@ def fit(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 512) -> float:
-    """Share of images that a network classifies correctly.
+    """Fraction of images that a network classifies correctly.
 
     Args:
-        network: used in its present mode.
+        network: used in its current mode.
         images: network input (n, C, H, W).
         labels: class indices (n,).
         batch_size: images of a forward pass.
