@@ -1,8 +1,8 @@
 """A warning about synthetic images whose pixels are far outside the range of real ones.
 
 Networks with instance normalisation are invariant to the scale of an image, so step sizes that are
-too large can lead to pixels hundreds of times out of range. Such images train the architecture that
-they were made with, may train others badly, and cannot be viewed or stored as images.
+too large can lead to pixels hundreds of times out of range. Such images train the architecture for
+which they were optimised, may train others badly, and cannot be viewed or stored as images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
     """A warning about a set whose pixels are far out of range, with a remedy; None otherwise.
 
     Args:
-        recipe: of the run that made the set.
+        recipe: recipe of the set's run.
         distilled: the set.
     """
     far = 0
