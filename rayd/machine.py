@@ -1,7 +1,7 @@
-"""Measured properties of this machine that decide how to compute fastest, cached on disk.
+"""Measured properties of this machine that determine how to compute fastest, cached on disk.
 
 The fastest precision, memory layout or batching depends on the processor, so none is hard-coded: a
-short measurement is made when the answer is first needed, and stored in
+short measurement is made when the value is first needed, and stored in
 
     $RAYD_MACHINE/<hash of the machine>.json    ($RAYD_MACHINE defaults to ~/.cache/rayd/machine)
 

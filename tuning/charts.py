@@ -71,8 +71,8 @@ def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure
     """Like `slices`, in the style of the caller."""
     done = finished(trials)
     # conditional settings may not have been drawn by any trial
-    keys = [key for key in space.domains if any(key in row.settings for row in done)]
-    keys = keys or list(space.domains)
+    drawn = set().union(*(row.settings for row in done))
+    keys = [key for key in space.domains if key in drawn] or list(space.domains)
     across = min(COLUMNS, len(keys))
     down = ceil(len(keys) / across)
     figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)

@@ -53,11 +53,10 @@ def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
         ConfigError: no draw is valid for the recipe.
     """
     space = resolved.space
-    grids = [
-        key
-        for key, domains in space.domains.items()
-        if any(domain.kind == "grid" for domain in domains)
-    ]
+    grids = []
+    for key, domains in space.domains.items():
+        if any(domain.kind == "grid" for domain in domains):
+            grids.append(key)
     found: list[Point] = []
     if not grids:
         own = [resolved.own_point(name) for name in space.base]

@@ -192,11 +192,10 @@ class Space(Settings):
                         f"Got '{row[key]}' instead."
                     )
             above.append(name)
-        conditional = [
-            key
-            for key, domains in self.search.items()
-            if any(domain.kind != "grid" or domain.when for domain in domains)
-        ]
+        conditional = []
+        for key, domains in self.search.items():
+            if any(domain.kind != "grid" or domain.when for domain in domains):
+                conditional.append(key)
         if self.rows and conditional:
             raise ValueError(
                 f"'rows' are all tried: '{conditional[0]}' beside them must be a 'grid' "

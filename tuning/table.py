@@ -147,20 +147,20 @@ def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
 
 def columns(resolved: ResolvedSpace, trials: Iterable[Row]) -> list[dict[str, Any]]:
     """Table of trials: one mapping per trial, with settings under their dotted keys."""
-    keys = list(resolved.space.domains)
-    return [
-        {
+    lines = []
+    for row in trials:
+        line = {
             "trial": row.trial,
             "status": row.status,
             "own_settings": row.own,
             "fraction": row.fraction,
-            **{number: getattr(row, number) for number in NUMBERS},
-            **{key: _cell(row.settings.get(key)) for key in keys},
-            "reason": row.reason,
-            "run": row.run,
         }
-        for row in trials
-    ]
+        for number in NUMBERS:
+            line[number] = getattr(row, number)
+        for key in resolved.space.domains:
+            line[key] = _cell(row.settings.get(key))
+        lines.append(line | {"reason": row.reason, "run": row.run})
+    return lines
 
 
 def _cell(value: Any) -> Any:
@@ -175,7 +175,9 @@ def write(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(table)
     write_bytes(path.with_suffix(".csv"), text.getvalue().encode())
     names = list(table[0]) if table else []
-    arrays = {name: _array([row[name] for row in table]) for name in names}
+    arrays = {}
+    for name in names:
+        arrays[name] = _array([row[name] for row in table])
     buffer = io.BytesIO()
     pq.write_table(pa.table(arrays), buffer)
     write_bytes(path.with_suffix(".parquet"), buffer.getvalue())
@@ -205,10 +207,10 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
     accuracies = {row.validation_accuracy for row in done}
     if len(done) < FEWEST or not keys or len(accuracies) < 2:
         return {}
-    columns = {
-        key: _distribution(resolved.space.domains[key], [row.settings[key] for row in done])
-        for key in keys
-    }
+    columns = {}
+    for key in keys:
+        values = [row.settings[key] for row in done]
+        columns[key] = _distribution(resolved.space.domains[key], values)
     study = optuna.create_study(direction="maximize")
     for index, row in enumerate(done):
         trial = optuna.trial.create_trial(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -106,13 +107,16 @@ def analyse(subject: Subject) -> Analysis:
         ),
         picture=chart(found, f"{subject.recipe.method} on {subject.recipe.data.title}"),
         lines=tuple(lines),
-        numbers={
-            "accuracies": {
-                name: {str(ipc): values for ipc, values in by_budget.items()}
-                for name, by_budget in found.items()
-            }
-        },
+        numbers={"accuracies": _plain(found)},
     )
+
+
+def _plain(found: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, Any]]:
+    """Convert budgets to text, as keys of JSON are."""
+    plain = {}
+    for name, by_budget in found.items():
+        plain[name] = {str(ipc): values for ipc, values in by_budget.items()}
+    return plain
 
 
 def chart(found: Mapping[str, Mapping[int, Sequence[float]]], title: str = "") -> Image.Image:

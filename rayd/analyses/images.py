@@ -36,14 +36,20 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> differences([{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}])
     [{'seed': 0}, {'seed': 1}]
     """
-    leaves = [flat({k: v for k, v in config.items() if k not in APART}) for config in configs]
-    keys = sorted({key for one in leaves for key in one})
+    leaves = []
+    for config in configs:
+        compared = {key: value for key, value in config.items() if key not in APART}
+        leaves.append(flat(compared))
+    keys = sorted(set().union(*leaves))
     varying = []
     for key in keys:
         values = [one.get(key) for one in leaves]
         if any(value != values[0] for value in values):
             varying.append(key)
-    return [{key: one.get(key) for key in varying} for one in leaves]
+    found = []
+    for one in leaves:
+        found.append({key: one.get(key) for key in varying})
+    return found
 
 
 def analyse(subject: Subject) -> Analysis:

@@ -132,7 +132,9 @@ def learn(
     data = read(recipe.data, data_root, cache, progress)
     makers = _makers(recipe, methods)
     _check_steps(steps, data, makers)
-    accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
+    accuracies: dict[str, list[list[float]]] = {}
+    for method in makers:
+        accuracies[method] = [[] for _ in range(steps)]
     for order in range(orders):
         drawn = class_order(data.classes, order)
         scenario = _Scenario(recipe, data, tuple(np.split(drawn, steps)), order)
@@ -150,8 +152,7 @@ def learn(
     size = data.classes // steps
     seen = tuple(size * (step + 1) for step in range(steps))
     return tuple(
-        Curve(method, seen, tuple(tuple(row) for row in rows))
-        for method, rows in accuracies.items()
+        Curve(method, seen, tuple(map(tuple, rows))) for method, rows in accuracies.items()
     )
 
 

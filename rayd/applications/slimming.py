@@ -464,14 +464,19 @@ class _Slimming:
 
     def tested(self, name: str, sparsity: float, runs: Sequence[Sequence[_Point]]) -> Slimmed:
         """Accuracies of pruned networks on the test split."""
-        by_share = list(zip(*runs, strict=True))
-        test = self.data.test
+        parameters = []
+        pruned = []
+        tuned = []
+        for of_share in zip(*runs, strict=True):
+            parameters.append(fmean(one.left for one in of_share))
+            pruned.append(tuple(self.accuracy(one.pruned, self.data.test) for one in of_share))
+            tuned.append(tuple(self.accuracy(one.tuned, self.data.test) for one in of_share))
         return Slimmed(
             set=name,
             shares=self.shares,
-            parameters=tuple(fmean(one.left for one in row) for row in by_share),
-            pruned=tuple(tuple(self.accuracy(one.pruned, test) for one in row) for row in by_share),
-            tuned=tuple(tuple(self.accuracy(one.tuned, test) for one in row) for row in by_share),
+            parameters=tuple(parameters),
+            pruned=tuple(pruned),
+            tuned=tuple(tuned),
             sparsity=sparsity,
         )
 

@@ -69,7 +69,9 @@ def print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Seque
         dropped: columns that are omitted, one after another, until the others fit.
     """
     console = wide()
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    widths = {}
+    for column in rows[0]:
+        widths[column] = max(len(column), *(len(row[column]) for row in rows))
     kept = widths | {shortened: min(widths[shortened], LEAST_SHORTENED)}
     for column in dropped:
         if _line_width(kept) > console.width:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,6 +24,9 @@ from rayd.errors import ConfigError, ResourceError
 from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError
 from rayd.names import inside
 from rayd.plugins import import_options
+
+if TYPE_CHECKING:
+    from tuning.summaries import Summary
 
 commands = new_group()
 
@@ -110,12 +113,17 @@ def tune(
     if as_json:
         print_json(summary.to_json())
     else:
-        table = out_ / "study.md"
-        if table.exists():  # the space was a study, whose result is a table
-            print_text(table.read_text(encoding="utf-8"))
-        print_text(summary.text())
-        print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
-        print_text(f"report: {out_ / 'report.html'}")
+        _print_summary(summary, out_)
+
+
+def _print_summary(summary: Summary, out: Path) -> None:
+    """Print the results of a finished sweep, and where they are."""
+    table = out / "study.md"
+    if table.exists():  # the space was a study, whose result is a table
+        print_text(table.read_text(encoding="utf-8"))
+    print_text(summary.text())
+    print_text(f"\n{out / 'best.yaml'} is a recipe for 'rayd distill'")
+    print_text(f"report: {out / 'report.html'}")
 
 
 def _continues(context: typer.Context) -> str:

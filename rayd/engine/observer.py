@@ -285,9 +285,9 @@ class Observer:
         inputs = self._info.normalization(upload(torch.tensor(images), self._device))
         output = self.forward(inputs, augment)
         # before they are summed, as statistics are accumulated in float64, which MPS lacks
-        moved = {
-            role: tuple(maps.to(home) for maps in layers) for role, layers in output.layers.items()
-        }
+        moved = {}
+        for role, layers in output.layers.items():
+            moved[role] = tuple(maps.to(home) for maps in layers)
         return Observation(output.logits, moved, output.images)
 
     @torch.no_grad()
@@ -355,13 +355,14 @@ class Observer:
         states = [layer.state() for layer in layers]
         # one transfer for the tensors of all layers
         sent = iter(send([tensor for state in states for tensor in state.values()], self._device))
-        made = tuple(
-            layer.from_state({name: next(sent) for name in state})
-            for layer, state in zip(layers, states, strict=True)
-        )
+        made = []
+        for layer, state in zip(layers, states, strict=True):
+            on_device = {name: next(sent) for name in state}
+            made.append(layer.from_state(on_device))
+        neutral = tuple(made)
         if not spec.draws:
-            self._neutral[spec] = made
-        return made
+            self._neutral[spec] = neutral
+        return neutral
 
     def compare(
         self,
@@ -479,10 +480,10 @@ class StatisticAccumulator:
 
     def states(self) -> States:
         """The accumulated statistics."""
-        return {
-            spec.key: [statistic.state() for statistic in statistics]
-            for spec, statistics in self._statistics.items()
-        }
+        states = {}
+        for spec, statistics in self._statistics.items():
+            states[spec.key] = [statistic.state() for statistic in statistics]
+        return states
 
 
 def _joined(parts: Sequence[Observation], images: Tensor) -> Observation:

@@ -260,10 +260,10 @@ def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[
     decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
 
     def by_stage() -> dict[str, float]:
-        return {
-            stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts)
-            for stage in stages
-        }
+        found = {}
+        for stage in stages:
+            found[stage.name] = sum(_seconds(part, speeds, decoding) for part in stage.parts)
+        return found
 
     seconds = by_stage()
     if not speeds.measured and sum(seconds.values()) > long:
@@ -498,10 +498,10 @@ def _seconds_to_decode(images: ImageSet) -> float:
     # drawn from the whole set, as its first images are often of one class and similar
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
     # the first image opens the files
-    images.images[rows[:1]]
+    _ = images.images[rows[:1]]
     began = time.perf_counter()
     used = time.process_time()
-    images.images[rows]
+    _ = images.images[rows]
     # the minimum, as wall time includes other programs, and processor time all threads
     return min(time.perf_counter() - began, time.process_time() - used) / len(rows)
 
@@ -551,9 +551,10 @@ def _remarks(
 def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
     """Sentences on stages that keep fewer workers busy than there are."""
     workers = recipe.resources.workers
-    busy = {
-        stage.name: max(part.parallel for part in stage.parts) for stage in stages if stage.parts
-    }
+    busy = {}
+    for stage in stages:
+        if stage.parts:
+            busy[stage.name] = max(part.parallel for part in stage.parts)
     fewer = {name: count for name, count in busy.items() if name != "read" and count < workers}
     if not fewer:
         return []

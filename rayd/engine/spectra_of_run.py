@@ -101,14 +101,11 @@ def term_of(method: Method) -> SpectralFilterMatching:
     """
     term = next((term for term in method.terms if isinstance(term, SpectralFilterMatching)), None)
     if term is None:
-        filtering = [
-            name
-            for name in methods.names()
-            if any(
-                isinstance(candidate, SpectralFilterMatching)
-                for candidate in methods.get(name).objective(method.recipe)
-            )
-        ]
+        filtering = []
+        for name in methods.names():
+            terms = methods.get(name).objective(method.recipe)
+            if any(isinstance(candidate, SpectralFilterMatching) for candidate in terms):
+                filtering.append(name)
         raise ArtifactError(
             "There are no spectra to show: they are those of feature correlations, which method "
             f"'{method.name}' neither measures nor matches; {' and '.join(filtering)} do. Without "

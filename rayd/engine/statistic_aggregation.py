@@ -279,8 +279,10 @@ def merged(
         else:
             known = statistics(spec, before[spec.key])
             # constant tensors are only sent with the first part
-            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
-            new = [own | same for own, same in zip(part[spec.key], constant, strict=True)]
+            new = []
+            for own, one in zip(part[spec.key], known, strict=True):
+                constant = {name: getattr(one, name) for name in one.constant}
+                new.append(own | constant)
             spec.add(known, statistics(spec, new), labels)
         after[spec.key] = [statistic.state() for statistic in known]
     return after
@@ -288,10 +290,13 @@ def merged(
 
 def to_host(states: States) -> States:
     """Statistics in the memory of the host."""
-    return {
-        key: [{name: t.cpu() for name, t in layer.items()} for layer in layers]
-        for key, layers in states.items()
-    }
+    moved = {}
+    for key, layers in states.items():
+        on_host = []
+        for layer in layers:
+            on_host.append({name: tensor.cpu() for name, tensor in layer.items()})
+        moved[key] = on_host
+    return moved
 
 
 def statistics(

@@ -144,12 +144,9 @@ class Factors:
         places: dict[int, list[int]] = {}
         for place, statistic in enumerate(matrices):
             places.setdefault(statistic.mean.shape[-1], []).append(place)
-        self.groups = [
-            Group(
-                tuple(some),
-                [matrices[p] for p in some],
-                None if signals is None else [signals[p] for p in some],
-            )
-            for _, some in sorted(places.items())
-        ]
+        self.groups: list[Group] = []
         """Layers by dimension."""
+        for _, some in sorted(places.items()):
+            of_group = [matrices[place] for place in some]
+            own_signals = None if signals is None else [signals[place] for place in some]
+            self.groups.append(Group(tuple(some), of_group, own_signals))

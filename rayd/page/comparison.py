@@ -134,10 +134,12 @@ def _settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
             tree = flat(run.recipe.model_dump(mode="json", exclude=set(left_out)))
         trees.append(tree)
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    rows = {key: [tree.get(key) for tree in trees] for key in keys}
-    return {
-        key: values for key, values in rows.items() if any(value != values[0] for value in values)
-    }
+    rows = {}
+    for key in keys:
+        values = [tree.get(key) for tree in trees]
+        if any(value != values[0] for value in values):
+            rows[key] = values
+    return rows
 
 
 def _bars(comparison: Comparison, names: Mapping[str, str]) -> list[charts.Bar]:

@@ -381,11 +381,10 @@ def command(
     words = ["rayd", "distill", str(directory / "config.yaml")]
     if base is not None:
         none = recipes.ineffective(recipe)
-        settings = {
-            key: value
-            for key, (_, value) in changes.items()
-            if not any(key == other or key.startswith(f"{other}.") for other in none)
-        }
+        settings = {}
+        for key, (_, value) in changes.items():
+            if not any(key == other or key.startswith(f"{other}.") for other in none):
+                settings[key] = value
         if _repeats(recipe, base, settings):
             given = [f"{key}={_exact(value)}" for key, value in settings.items()]
             words = ["rayd", "distill", base, *given]

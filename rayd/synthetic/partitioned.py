@@ -109,5 +109,10 @@ def _parts(size: tuple[int, ...], factor: int) -> list[tuple[slice, slice]]:
     Parts overlap where the size is no multiple of the factor, so that all are equally large.
     """
     height, width = (-(-side // factor) for side in size)
-    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
-    return [(slice(top, top + height), slice(left, left + width)) for left in lefts for top in tops]
+    parts = []
+    for column in range(factor):
+        left = column * size[1] // factor
+        for row in range(factor):
+            top = row * size[0] // factor
+            parts.append((slice(top, top + height), slice(left, left + width)))
+    return parts

@@ -152,10 +152,9 @@ class ComparesStatistics:
                     spec.update(total[spec], seen, labels)
             if not counts.any():
                 raise ValueError(f"{type(self).__name__} cannot measure no images at all.")
-            kept = {
-                spec: tuple(layer.to(device, torch.float32) for layer in layers)
-                for spec, layers in total.items()
-            }
+            kept = {}
+            for spec, layers in total.items():
+                kept[spec] = tuple(layer.to(device, torch.float32) for layer in layers)
         return Measured(kept, counts)
 
     def _sampled(

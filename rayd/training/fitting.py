@@ -6,8 +6,8 @@ Students of an evaluation follow a protocol, with augmentation, teachers and che
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import count
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -64,36 +64,37 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     network.train()
-    done = 0
-    for epoch in count():
-        if done >= steps:
-            break
-        order = torch.randperm(len(images), generator=seeding.generator(seed, "fit", epoch))
-        for rows in torch.split(order, batch_size):
-            if done >= steps:
-                break
-            if on_step is not None:
-                on_step(done)
-                network.train()
-            # dropout can only draw from the global generator
-            with seeding.seeded(seed, "fit dropout", done, device=device):
-                logits = network(images[rows].to(device))
-            loss = cross_entropy(logits, labels[rows].to(device))
-            if penalty is not None:
-                loss = loss + penalty(network)
-            if not loss.isfinite():
-                raise RunError(
-                    f"Training diverged: the loss is {loss.item()} after {done} steps; use a "
-                    "smaller step size."
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            done += 1
+    batches = _shuffled(len(images), batch_size, seed)
+    for done, rows in enumerate(itertools.islice(batches, steps)):
+        if on_step is not None:
+            on_step(done)
+            # in case the callback has evaluated the network
+            network.train()
+        # dropout can only draw from the global generator
+        with seeding.seeded(seed, "fit dropout", done, device=device):
+            logits = network(images[rows].to(device))
+        loss = cross_entropy(logits, labels[rows].to(device))
+        if penalty is not None:
+            loss = loss + penalty(network)
+        if not loss.isfinite():
+            raise RunError(
+                f"Training diverged: the loss is {loss.item()} after {done} steps; use a "
+                "smaller step size."
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
     if on_step is not None:
-        on_step(done)
+        on_step(steps)
     return network.eval()
+
+
+def _shuffled(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Rows (n,) of shuffled batches, pass after pass over `count` images, without end."""
+    for epoch in itertools.count():
+        order = torch.randperm(count, generator=seeding.generator(seed, "fit", epoch))
+        yield from torch.split(order, batch_size)
 
 
 @torch.no_grad()

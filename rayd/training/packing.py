@@ -63,7 +63,10 @@ def unpack(what: str, packed: StateDict, sizes: Sequence[int]) -> list[dict[str,
 
 def stack(epochs: Sequence[StateDict]) -> dict[str, Tensor]:
     """Stack the draws of several epochs, with narrowed integers."""
-    return {name: narrow(torch.stack([epoch[name] for epoch in epochs])) for name in epochs[0]}
+    stacked = {}
+    for name in epochs[0]:
+        stacked[name] = narrow(torch.stack([epoch[name] for epoch in epochs]))
+    return stacked
 
 
 def unstack(stacked: StateDict, index: int) -> dict[str, Tensor]:

@@ -127,9 +127,15 @@ def total(tensors: Sequence[Tensor]) -> Tensor:
 
 def means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of every entry."""
-    return {name: mean([part[name] for part in parts]) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        found[name] = mean([part[name] for part in parts])
+    return found
 
 
 def totals(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Sum of every entry."""
-    return {name: total([part[name] for part in parts]) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        found[name] = total([part[name] for part in parts])
+    return found

@@ -145,15 +145,12 @@ class Measure(Stage[NetworkId, StoredStatistics]):
 
     def unmeasured(self) -> list[NetworkId]:
         """The items whose files are missing; cheaper than `missing`, which reads the files."""
-        store = self.job.store
-        return [
-            item
-            for item in self.items()
-            if not all(
-                store.has(self.folder, self.spec_key(item, spec), "safetensors")
-                for spec in self.specs(item)
-            )
-        ]
+        return [item for item in self.items() if not self._has_files(item)]
+
+    def _has_files(self, item: NetworkId) -> bool:
+        """Whether the store has files of all statistics of an observer, readable or not."""
+        keys = [self.spec_key(item, spec) for spec in self.specs(item)]
+        return all(self.job.store.has(self.folder, key, "safetensors") for key in keys)
 
     def save(self, item: NetworkId, result: None) -> StoredStatistics:
         """The files that the synthesizer has written (see `rayd.engine.statistic_aggregation`)."""
@@ -292,14 +289,18 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             order = [(shard, team) for team in groups for shard in range(parts)]
         homes = _homes(train, order, resources.workers)
         place = {item: index for index, item in enumerate(missing)}
-        return tuple(
-            Shard(shard, tuple(place[item] for item in team), home)
-            for (shard, team), home in zip(order, homes, strict=True)
-        )
+        found = []
+        for (shard, team), home in zip(order, homes, strict=True):
+            indices = tuple(place[item] for item in team)
+            found.append(Shard(shard, indices, home))
+        return tuple(found)
 
     def _glance(self, pool: WorkerPool, items: Sequence[NetworkId]) -> dict[NetworkId, ObjectRef]:
         """Images from the whole data, for observers whose statistics must be resolved."""
-        first = [item for item in items if any(spec.data_dependent for spec in self.specs(item))]
+        first = []
+        for item in items:
+            if any(spec.data_dependent for spec in self.specs(item)):
+                first.append(item)
         if not first:
             return {}
         train = self.job.data.train

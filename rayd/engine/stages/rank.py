@@ -76,7 +76,10 @@ class Rank(TensorStage[int]):
         parts = list(self.results().values())
         if not parts:
             return {}
-        return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+        means = {}
+        for name in parts[0]:
+            means[name] = torch.stack([part[name] for part in parts]).mean(0)
+        return means
 
     def cost(self, costs: Costs) -> StageCost | None:
         """Epochs of training; the errors take one more forward pass."""
