@@ -66,7 +66,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
 
 
 STAGES = {"squeeze": "observers", "experts": "experts", "measure": "statistics", "rank": "scores"}
-"""What earlier stages made, by their name in a card's "devices"."""
+"""Results of earlier stages, by the stages' names in a card's "devices"."""
 
 
 def _made_on(card: Mapping[str, Any]) -> str:

@@ -251,7 +251,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What training on the set requires beyond its images and labels, a sentence each."""
+        """Sentences on what training on the set requires beyond its images and labels."""
         requirements = [
             f"images are network input ({self.normalization.kind} normalisation): normalise test "
             "images with `normalization` too"

@@ -49,7 +49,7 @@ SHARD = "train-00000-of-00001.parquet"
 SIDE_FILE = "rayd.json"
 """File of an image folder with the set's card and normalisation."""
 KEY = b"rayd"
-"""Key of the same in the metadata of a Parquet file."""
+"""Key of the card and normalisation in the metadata of a Parquet file."""
 DATA = "data"
 """Folder of the Parquet file of a repository of the Hub; see `rayd.hub`."""
 LARGEST_STATE = 2**18

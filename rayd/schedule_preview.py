@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 240
-"""Most values of a curve."""
+"""Maximum number of values of a curve."""
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Progress at which text shows values."""
 WIDTH = 30

@@ -24,9 +24,9 @@ from tuning.space import ResolvedSpace
 ROWS = 20
 """Maximum number of trials in the table: active ones first, then the best."""
 NAMED = 4
-"""Maximum number of running trials in a line that says what they do."""
+"""Maximum number of running trials that a line describes."""
 SILENCE = 30.0
-"""Seconds without a line after which one says what the running trials do."""
+"""Seconds without a line after which one describes the running trials."""
 ENDED = ("finished", "stopped", "failed")
 
 

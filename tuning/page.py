@@ -30,7 +30,7 @@ WORDS = {
     "storage_bytes": "storage (bytes)",
     "seconds": "time (s)",
 }
-"""Objectives in words."""
+"""Descriptions of objectives."""
 
 
 def write(directory: Path, to: Path | None = None) -> Path:

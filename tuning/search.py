@@ -166,7 +166,7 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
 
 
 UNLIMITED = 10**6
-"""Concurrent trials where no number is given: more than any cluster holds."""
+"""Concurrent trials if no number is given: more than any cluster holds."""
 
 
 class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]

@@ -52,7 +52,7 @@ def _shown_keys(values: object) -> object:
 
 
 class PaperSeries(Settings):
-    """What a paper reports for the values of a setting, in percent."""
+    """A paper's results for the values of a setting, in percent."""
 
     table: str
     """Table or figure of the paper."""

@@ -209,8 +209,8 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
         return {}
     columns = {}
     for key in keys:
-        values = [row.settings[key] for row in done]
-        columns[key] = _distribution(resolved.space.domains[key], values)
+        drawn = [row.settings[key] for row in done]
+        columns[key] = _distribution(resolved.space.domains[key], drawn)
     study = optuna.create_study(direction="maximize")
     for index, row in enumerate(done):
         trial = optuna.trial.create_trial(

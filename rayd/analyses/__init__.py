@@ -32,7 +32,7 @@ ANALYSES: Mapping[str, str] = {
     "lowrank": "mappers and bases of a low-rank set",
     "classes": "gain over random images, class by class",
 }
-"""What an analysis shows, by name."""
+"""Description of each analysis, by name."""
 
 _MODULES = {"ipc": "budgets"}
 

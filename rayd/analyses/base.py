@@ -74,7 +74,7 @@ class Analysis:
     title: str
     """Heading."""
     explanation: str
-    """What the picture shows, in a sentence or two."""
+    """Explanation of the picture, in a sentence or two."""
     picture: Image.Image = field(repr=False)
     """The chart, RGB."""
     lines: tuple[str, ...]
@@ -155,7 +155,7 @@ class Subject:
     cache: Path | None = None
     """Store of finished work that runs share."""
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
-    """Where progress is shown."""
+    """Display of progress."""
 
     @classmethod
     def at(cls, directory: str | Path, **rest: Any) -> Subject:

@@ -13,7 +13,7 @@ from rayd.evaluation.report import Report, SetResult
 from rayd.evaluation.variants import DISTILLED
 
 SHOWN = 40
-"""Most classes that are drawn: of more, those of the largest gain and loss."""
+"""Maximum number of classes to draw; of more, those with the largest gains and losses."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rayd.networks import FeatureExtractor, LayerRole
 METHODS = ("tsne", "umap", "pca")
 """Ways to embed; `umap` needs the package umap-learn."""
 SHOWN = 10
-"""Most classes that are drawn."""
+"""Maximum number of classes to draw."""
 
 
 @torch.no_grad()

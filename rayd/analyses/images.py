@@ -19,13 +19,13 @@ from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 
 CLASSES = 10
-"""Most classes that are drawn, a row each."""
+"""Maximum number of classes to draw, a row each."""
 EACH = 3
-"""Most images of each class and run."""
+"""Maximum number of images per class and run."""
 SETTINGS = 5
-"""Most settings in a caption."""
+"""Maximum number of settings in a caption."""
 WIDE = 30
-"""Most characters of a line of a caption: more would run into the next one."""
+"""Maximum number of characters per line of a caption; more would run into the next caption."""
 APART = ("name", "summary", "paper", "measured", "resources")
 """Fields of a recipe that do not change its images."""
 

@@ -17,9 +17,9 @@ from rayd.analyses.base import Analysis, Subject
 from rayd.errors import ArtifactError
 
 SETS = 4
-"""Mapper sets that are drawn, a row each."""
+"""Maximum number of mapper sets to draw, a row each."""
 IMAGES = 3
-"""Images of a set that are drawn."""
+"""Maximum number of images to draw per set."""
 
 
 def factors(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:

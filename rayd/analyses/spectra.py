@@ -25,7 +25,7 @@ from rayd.statistics import Covariance
 WAYS = ("filter", "features")
 """Observers of the run with its filter; a network trained for the analysis."""
 NAMES = 56
-"""Most characters of a layer's name in the table."""
+"""Maximum number of characters of a layer's name in the table."""
 
 
 @torch.no_grad()

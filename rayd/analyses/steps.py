@@ -27,7 +27,7 @@ from rayd.evaluation.report import SetResult
 from rayd.evaluation.variants import DISTILLED
 
 MOST = 12
-"""Most sets that are evaluated; of more, some in equal distances are chosen."""
+"""Maximum number of sets to evaluate; of more, an evenly spaced selection."""
 
 
 def snapshots(directory: Path) -> list[tuple[int, Path]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report
 
 FEWEST = 3
-"""Fewest networks that are ranked: two have one of two orders."""
+"""Minimum number of networks to rank, as two have only two orders."""
 
 SMALL: tuple[dict[str, Any], ...] = (
     {"name": "mlp", "width": 16},
@@ -38,8 +38,8 @@ SMALL: tuple[dict[str, Any], ...] = (
     {"name": "convnet", "depth": 2, "width": 8, "norm": "none"},
     {"name": "convnet", "depth": 2, "width": 8, "norm": "batch"},
 )
-"""Ten networks for images of any size from 8 pixels on: small, so that each can be trained on the
-whole data, and unlike in kind, depth, width and normalisation, so that their accuracies differ.
+"""Ten networks for images of 8 pixels or more: small, so that each can be trained on the whole
+data, and diverse in kind, depth, width and normalisation, so that their accuracies differ.
 """
 
 

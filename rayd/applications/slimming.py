@@ -58,20 +58,20 @@ from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
 SETS = ("distilled", "random", "herding", "whole")
-"""Sets that a network can be slimmed with."""
+"""Sets with which a network can be slimmed."""
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Shares of the channels that are pruned, by default."""
 SPARSITY = 0.7
-"""How far the penalty would move a scale where it is not chosen: below 1, so that it cannot by
+"""Distance by which the penalty would move a scale by default: below 1, so that it cannot by
 itself switch a channel off. (At 3, as the paper's weight and steps give, networks on 50 digits stay
 at chance.)
 """
 SPARSITIES = (0.0, 0.35, 0.7, 1.0, 1.5)
-"""Penalties to choose among by a validation split."""
+"""Candidate penalties, if there is a validation split."""
 STAGES = ((16,), (32,), (64, 64))
 """Widths of the small VGG's convolutions between max pools."""
 LEAST_SIDE = 28
-"""Side from which on VGG-11 takes images."""
+"""Minimum side of images for VGG-11."""
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ class _Slimming:
 
     @property
     def device(self) -> torch.device:
-        """Where networks are trained."""
+        """Device on which networks are trained."""
         return devices.choose(self.recipe.resources)
 
     def best(self, name: str, penalties: Sequence[float]) -> tuple[float, list[list[_Point]]]:

@@ -9,7 +9,7 @@ from typing import Any
 from rayd.errors import nearest
 
 ASSUMED = "digits"
-"""Recipe whose settings are looked up where the command line names none that exists."""
+"""Recipe whose settings are looked up if the command line names no existing one."""
 
 
 def corrected(given: Sequence[str], root: Any) -> str | None:

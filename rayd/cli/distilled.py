@@ -185,7 +185,7 @@ def _show_schedule(
 
 
 def _protocol() -> Protocol:
-    """How the terminal shows pictures."""
+    """The picture protocol of the terminal."""
     from rayd.terminal import protocol
 
     return protocol(sys.stdout)

@@ -14,10 +14,10 @@ from rayd.errors import ConfigError
 from rayd.interrupts import NOTHING_DONE, WORK_IS_KEPT, InterruptedRunError
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-"""click's error of a command line that was not understood.
+"""click's error for an invalid command line.
 
-It is not imported from click, as newer versions of Typer contain a click of their own, whose class
-of this name is another one: the base of Typer's `BadParameter` is right for both.
+It is not imported from click, as newer versions of Typer vendor click and have a different class of
+this name: the base of Typer's `BadParameter` works for both.
 """
 
 _EXAMPLE = "Example: "

@@ -69,7 +69,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 PLAIN = {"±": "+-", "…": "...", "×": "x", "–": "-", "’": "'", "━": "-"}
-"""Characters of ours that a terminal may lack, and what is printed instead."""
+"""Characters in rayd's output that a terminal may lack, and their replacements."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WIDEST = 100
-"""Most characters of a line of a plan."""
+"""Maximum number of characters per line of a plan."""
 commands = new_group()
 
 

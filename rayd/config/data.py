@@ -50,7 +50,7 @@ UNUSUAL = frozenset(
         "copies",
     }
 )
-"""Settings that few data need: they are written, and part of cache keys, only where they are set."""
+"""Settings that few data need: they are written, and part of cache keys, only if they are set."""
 
 
 class DataSettings(Settings):

@@ -8,7 +8,7 @@ from rayd.config.base import Settings
 from rayd.config.observers import Network, NetworkSettings
 
 RANKED = ("forgetting", "el2n", "difficulty")
-"""Selections that need networks which learn the real images; see `rayd.training.image_ranking`."""
+"""Selections that need networks trained on the real images; see `rayd.training.image_ranking`."""
 
 
 class RankingSettings(Settings):

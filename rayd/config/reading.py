@@ -42,7 +42,7 @@ DATA_NAMES = frozenset({"data", "data.name"})
 
 
 _OWN_TERM = re.compile(r"terms\.([\w.]+:\w+)(?:\.(.*))?")
-"""Key of a term that is named by its place, whose dots are not those of a key."""
+"""Key of a term named by its import path, whose dots do not separate keys."""
 
 
 def parts_of(key: str) -> list[str]:
@@ -201,7 +201,7 @@ RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
     "sre2l": _of_objective("moments", "first_layer_weight"),
     "unidd": _SPECTRAL_FILTER,
 }
-"""Those that had another name for one method alone. Names in `objective` come after the term's."""
+"""Settings that were only renamed for one method. Names in `objective` come after the term's."""
 
 
 def renamed_of(method: object) -> dict[str, str]:

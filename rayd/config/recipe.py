@@ -43,8 +43,9 @@ NOT_KEYED: Mapping[str, Any] = {
     "synthetic.hallucinators": 5,
     "synthetic.kernel_size": 3,
 }
-"""Settings that came after cache keys were written, with the value that those were made with: a
-synthetic set is found under its key of before where they have it.
+"""Settings that are newer than existing cache keys, with the value that is equivalent to their
+absence: with these values they are left out of the key, so that earlier synthetic sets are still
+found.
 """
 
 

@@ -223,7 +223,7 @@ NOT_OF_A_STUDENT = frozenset(
         "workers",
     }
 )
-"""Evaluation settings that say which students there are and where, not how one is trained."""
+"""Evaluation settings that determine which students are trained and where, but not how."""
 
 
 class EvaluationSettings(TrainingSettings):

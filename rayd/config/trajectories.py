@@ -87,7 +87,7 @@ class StartSettings(Settings):
 
 
 class TrajectorySettings(Settings):
-    """How students match expert trajectories."""
+    """Settings of students that match expert trajectories."""
 
     steps: int = Field(default=20, ge=1)
     """Gradient steps of a student on the synthetic images."""

@@ -32,20 +32,20 @@ from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge, nest
 from rayd.data import ImageShape
 
 WORTH = 0.85
-"""Share of float32's time below which another arithmetic or layout is chosen. The gain must exceed
-the noise of the measurement, so that equal machines make equal choices.
+"""Fraction of float32's time below which another arithmetic or layout is chosen. The gain must
+exceed the noise of the measurement, so that equal machines make equal choices.
 """
 CLEARLY_SLOWER = 1.15
-"""Share of the time in contiguous layout above which CPUs do not use channels last. Processors with
-AVX2 and AVX-512 measured 0.8 to 1.0.
+"""Fraction of the time in contiguous layout above which CPUs do not use channels last. Processors
+with AVX2 and AVX-512 measured 0.8 to 1.0.
 """
 CRAWLS = 1.5
-"""Share of float32's time above which an explicit setting raises a warning."""
+"""Fraction of float32's time above which an explicit setting causes a warning."""
 UNKNOWN = 1e6
 """Relative time of an arithmetic that a device lacks."""
 SMALL = 16
-"""Side of images in pixels below which bfloat16 is not chosen: on 8x8 digits conversions cost about
-what it saves.
+"""Side of images in pixels below which bfloat16 is not chosen: on 8x8 digits, conversions take
+about as long as it saves.
 """
 SECTIONS = (
     "observers",

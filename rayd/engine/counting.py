@@ -44,10 +44,12 @@ INDICES = 2**26
 """The same for operations with integer results, on which control flow may depend."""
 ADDRESSES = (2**42, 2**39, 2**36, 2**33)
 """Sizes of the address space of placeholders, of which the first that the system grants is used. It
-is never backed by memory."""
+is never backed by memory.
+"""
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""MAP_NORESERVE, which Python has from 3.13 on: the system need not reserve memory for the
-addresses, neither now nor when the process forks."""
+"""MAP_NORESERVE, which Python defines from 3.13 on: the system need not reserve memory for the
+addresses, neither now nor when the process forks.
+"""
 ALIGNMENT = 64
 """Bytes to which addresses of placeholders are aligned, as torch's allocator does."""
 
@@ -79,7 +81,8 @@ _KEEPING = frozenset(
 
 Operation = str
 """A call as JSON text: name, arguments, keyword arguments, tensors made; tensors are ["T", shape,
-strides, type]."""
+strides, type].
+"""
 
 
 class _Call:
@@ -101,7 +104,7 @@ _known_calls: dict[tuple[Any, ...], _Call] = {}
 _repeats: dict[tuple[Any, ...], tuple[Counter[_Call], Any]] = {}
 """Calls made by functions that are marked as repeated, and the specs of their results."""
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
-"""Types of arguments that are part of a signature as they are."""
+"""Types of arguments that are part of a signature unchanged."""
 
 
 @dataclass

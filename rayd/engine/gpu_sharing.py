@@ -17,12 +17,12 @@ from rayd.errors import OutOfMemoryError
 log = logging.getLogger(__name__)
 
 MOST = 8
-"""Processes of a GPU, at most: more take turns."""
+"""Maximum number of processes per GPU; further tasks wait."""
 CONTEXT_BYTES = 700 * 2**20
 """Memory of a GPU that a process takes before its first tensor: the CUDA context and libraries."""
 USABLE = 0.8
-"""Share of a GPU's memory that is divided among processes: estimates do not count temporary
-tensors of kernels, nor what the allocator holds back.
+"""Fraction of a GPU's memory that is divided among processes, as estimates exclude temporary
+tensors of kernels and memory that the allocator caches.
 """
 
 

@@ -22,8 +22,9 @@ REPLAYED_FLOPS = 4e8
 REPLAYED_BYTES = 2**25
 """The same in bytes."""
 FRESH_BYTES = 2**25
-"""Bytes from which on a tensor gets newly mapped memory: glibc maps it for this tensor alone, and
-the system clears it page by page on the first write, which takes longer than most kernels."""
+"""Bytes from which a tensor gets newly mapped memory: glibc maps it separately, and the system
+clears it page by page on the first write, which takes longer than most kernels.
+"""
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 
 

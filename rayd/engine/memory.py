@@ -19,13 +19,14 @@ from rayd.engine.network_ids import groups
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
-"""Parts of torch's messages where the error has no class of its own: Linux, Windows, MPS."""
+"""Parts of torch's messages for errors without a separate class: Linux, Windows, MPS."""
 _ON_GPU = re.compile(
     r"(CUDA|hip) ?error: out of memory|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-"""Those of CUDA itself and of its libraries, which have memory of their own beside torch's: most
-often another process holds all of it."""
+"""Messages of CUDA and its libraries, which allocate memory besides torch's; usually another
+process holds all of it.
+"""
 
 
 def out_of_memory(error: BaseException) -> str | None:

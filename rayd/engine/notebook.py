@@ -11,7 +11,7 @@ from typing import Any
 KEPT = 12
 """Lines of the log that stay in the output."""
 REFRESH = 0.25
-"""Least seconds between two updates of the progress."""
+"""Minimum seconds between updates of the progress."""
 
 
 def in_notebook() -> bool:

@@ -35,7 +35,9 @@ TILE_BYTES = 4 * 2**20
 of the cache.
 """
 SMALLEST_TILE = 4
-"""Images; fewer leave too little work to each layer, and a single one uses other kernels."""
+"""Minimum number of images per tile; fewer leave too little work per layer, and a single one uses
+other kernels.
+"""
 KEPT_SHARE = 4
 """Images are forwarded in tiles if the recorded maps are at most this fraction of the largest."""
 
@@ -79,7 +81,7 @@ Augment = Callable[[Tensor, Rows], Tensor]
 
 
 ResolvedKinds = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
-"""Kinds of statistics with arguments that follow from real images, one per layer."""
+"""Kinds of statistics with arguments resolved on real images, one per layer."""
 Draws = Callable[[StatisticSpec], torch.Generator]
 """The generator of a spec with random frequencies; the same draws at every call."""
 

@@ -58,8 +58,8 @@ from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.transfer import send, upload
 
 KEPT_PARTS = 4
-"""Parts of a step (`synthesis.split`) whose forward pass a worker keeps until their gradients are
-asked for; what does not fit is forwarded again.
+"""Maximum number of parts of a step (`synthesis.split`) whose forward pass a worker keeps for their
+gradients; others are forwarded again.
 """
 
 
@@ -100,7 +100,7 @@ class _Part:
 
 
 _PartKey = tuple[str, NetworkId, int, int]
-"""Key of the parameters, which is another one in every step, network, slot and part."""
+"""Key of the parameters (which differs in every step), network, slot and part."""
 
 
 class ObserverTasks:

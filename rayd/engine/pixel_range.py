@@ -11,9 +11,9 @@ from rayd.config import Recipe
 from rayd.distilled import Distilled
 
 FAR = 2.0
-"""Distance of a pixel from the data's range, in widths of the range, from which on it counts."""
+"""Distance from the data's range, in widths of the range, from which a pixel counts as far out."""
 SHARE = 0.05
-"""Share of such pixels from which on there is a warning; sets learned by DM have none."""
+"""Share of such pixels from which a warning is logged; sets learned by DM have none."""
 
 
 def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:

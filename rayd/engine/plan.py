@@ -54,18 +54,18 @@ from rayd.training.sets import NORMALIZED_ONCE
 
 DAY = 24 * 3600.0
 DOMINANT = 0.3
-"""Share of the time from which on a part of the work is named in a remark."""
+"""Fraction of the time from which a part of the work is mentioned in a remark."""
 NOTABLE = 0.05
-"""Share of the time from which on comparisons are named in a remark."""
+"""Fraction of the time from which comparisons are mentioned in a remark."""
 PROCESS = 800 * 10**6
-"""Resident bytes of a process that has imported torch, built for CUDA, and all else that a run needs:
-what the driver and the workers of runs on digits take. Half of them are libraries, which processes
-of a machine share.
+"""Resident bytes of a process that has imported everything that a run needs, with torch built for
+CUDA, as measured for the driver and the workers of runs on digits. Half of them are libraries,
+which the processes of a machine share.
 """
 GPU_LIBRARIES = 2 * 10**9
 """Bytes of the host that a process with a GPU takes for its context and libraries."""
 COPIES = 3
-"""Copies of the synthetic set in the driver, at most."""
+"""Maximum number of copies of the synthetic set in the driver."""
 DECODED = 16
 """Number of streamed images whose decoding is timed."""
 

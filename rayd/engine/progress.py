@@ -25,9 +25,9 @@ from rayd.engine.notebook import NotebookOutput, in_notebook
 from rayd.engine.pool import WorkerPool
 
 LINE_EVERY = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between lines without a terminal."""
 PRIOR = 0.05
-"""Share of a stage's work whose measured time counts as much as the forecast."""
+"""Fraction of a stage's work whose measured time counts as much as the forecast."""
 
 StageState = Literal["waiting", "running", "done", "cached"]
 STYLES: Mapping[StageState, str] = {

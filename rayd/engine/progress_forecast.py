@@ -21,7 +21,7 @@ from rayd.engine.stages.student_tasks import Task
 log = logging.getLogger(__name__)
 
 LONG = 120.0
-"""Seconds of a run from which on speeds are measured for it."""
+"""Duration of a run in seconds from which speeds are measured for it."""
 SHORT_BUDGET = 2.0
 """Seconds spent on measuring them."""
 

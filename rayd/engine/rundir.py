@@ -25,11 +25,11 @@ from rayd.plugins import import_options
 from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
-"""First line of a run's config.yaml; a directory without it is never taken for a run."""
+"""First line of a run's config.yaml; a directory without it never counts as a run."""
 
 
 RUNS = "runs"
-"""Folder of the runs whose directories are not named."""
+"""Folder of runs without a given directory."""
 
 ADDED = (
     "snapshots",
@@ -39,7 +39,7 @@ ADDED = (
     "architectures.png",
     "report.html",
 )
-"""What callbacks and later commands add to the directory of a run; it belongs to that run alone."""
+"""Files that callbacks and later commands add to a run's directory; they belong to that run."""
 
 
 class RunDirectory:

@@ -22,7 +22,7 @@ from rayd.engine.stages.squeeze import Squeeze
 from rayd.synthetic import SyntheticSet
 
 AT_ONCE = 1.0
-"""Seconds in which a set that is not large is written."""
+"""Seconds within which a small set is written."""
 
 
 class SetWriter(Closable):

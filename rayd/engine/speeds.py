@@ -52,19 +52,20 @@ VERSION = 4
 BUDGET = 1.0
 """Seconds spent on measuring for one plan."""
 WORTHWHILE = 0.02
-"""Share of the total time up to which all unmeasured operations together are not measured."""
+"""Fraction of the total time below which the remaining operations, together, are not measured."""
 NEAR = 2.5
 """Distance of sizes, in factors of two summed over all dimensions, up to which a rate is reused."""
 
 NOMINAL = {"cpu": (4e10, 8e9, 8e-6), "mps": (2e12, 1e11, 2e-5), "cuda": (1e13, 5e11, 1e-5)}
 """Nominal operations per second, bytes per second (of one thread on the CPU), and seconds per
-call."""
+call.
+"""
 LEAST = {"convolutions": 2e-5, "matrix products": 5e-6, "memory": 4e-6}
 """Nominal seconds of the smallest kernels of the CPU."""
 
 PARALLEL = {"convolutions": 2.0**21, "matrix products": 2.0**21, "memory": 2.0**18}
-"""Least work of a thread: floating-point operations, or bytes of 32,768 numbers read and written,
-below which torch does not start another one.
+"""Minimum work per thread, below which torch does not start another one: floating-point operations,
+or bytes of 32,768 numbers read and written.
 """
 CALL = "call"
 """Name of the overhead of a call in Python code."""
@@ -73,8 +74,8 @@ BACKWARD = "backward call"
 FRESH = "fresh"
 """Name of the time of a byte of fresh memory."""
 SCARCE = 1e-9
-"""Seconds for a byte of fresh memory above which they are measured again by later plans: a virtual
-machine that is short of memory takes ten times as long as at other times.
+"""Seconds per byte of fresh memory above which later plans repeat the measurement: a virtual
+machine that is short of memory takes ten times as long as usual.
 """
 THREADS = "threads"
 """Name of the speed-up by several threads, before the family."""

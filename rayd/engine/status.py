@@ -40,7 +40,7 @@ from rayd.locks import is_locked
 NAME = "status.json"
 METRICS = "metrics.jsonl"
 INTERVAL = 2.0
-"""Seconds between two writes."""
+"""Seconds between writes."""
 PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
@@ -48,7 +48,9 @@ STALE = 15
 SUSPICIOUS = 60.0
 """Seconds of silence up to which a worker with a task counts as busy."""
 SUSPICIOUS_FACTOR = 5.0
-"""So many times its usual silence, and a worker may be stuck; a run restarts it only at 20 times."""
+"""Multiple of the usual silence after which a worker may be stuck; a run restarts it only after 20
+times.
+"""
 UNFINISHED = frozenset({"interrupted", "killed", "failed"})
 """States of a run that can be continued."""
 

@@ -42,9 +42,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Store", "default_root"]
 
 DEVICES = ("cuda", "cpu", "mps")
-"""Kinds of device whose results are looked for, in this order, where those of one's own are
-missing.
-"""
+"""Kinds of device whose results are searched, in this order, if this device has none."""
 
 
 class Store:

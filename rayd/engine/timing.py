@@ -34,13 +34,13 @@ from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
 SLOW = 0.1
-"""Seconds from which on a call is timed only once."""
+"""Seconds from which a call is timed only once."""
 TIMED = 2e-3
 """Seconds of calls that are timed together."""
 ALIKE = 0.03
-"""Relative difference of two times up to which no third is taken."""
+"""Relative difference of two times up to which no third one is measured."""
 ATTEMPTS = 8
-"""Most repetitions of a measurement of the speed-up by threads."""
+"""Maximum number of repetitions of a measurement of the speed-up by threads."""
 TINY_LAYERS = 4
 """Layers of the network whose second-order gradient is timed for the overhead of a call."""
 SHARED = 0.9
@@ -175,7 +175,8 @@ IMAGES = {
     "native_group_norm_backward": ((0, 1, 2, 3), (5,)),
 }
 """Indices of the arguments that are tensors with images as first dimension, and of those that are
-the number of images."""
+the number of images.
+"""
 
 
 def _shrink(packet: str, func: Any, args: list[Any], entry: Kernel) -> float:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report, SetResult
 
 FILE = "architectures.png"
-"""File name of the chart, beside the report."""
+"""File name of the chart, next to the report."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ IMMATERIAL = (
     "evaluation.protocol",
     "evaluation.whole_epochs",
 )
-"""Settings that may differ from the recipe's: they repeat a result, or add others beside it."""
+"""Settings that may differ from the recipe's: they only repeat a result, or add other results."""
 
 
 @dataclass(frozen=True)

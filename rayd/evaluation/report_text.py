@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORDS = {"random": "random images", "whole": "the whole set"}
 """Baselines in sentences."""
 SHOWN_DEPARTURES = 6
-"""Number of settings that are named where a run differs from its recipe."""
+"""Maximum number of settings to list if a run differs from its recipe."""
 
 
 class ReportText:

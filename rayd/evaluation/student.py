@@ -50,7 +50,7 @@ from rayd.training.trainer import Trainer
 from rayd.training.training_run import Subject, TrainingRun, resumed_together
 
 MOST_CONFUSIONS = 400
-"""Most pairs of classes in a result: all of 20 classes, the most frequent of more."""
+"""Maximum number of pairs of classes in a result: all of 20 classes, the most frequent of more."""
 
 HARD = LabelSettings()
 """Training with the images' own labels."""

@@ -246,7 +246,7 @@ class Method(ABC):
 
     @property
     def trajectory_objective(self) -> TrajectoryObjective | None:
-        """How students follow experts, beside the terms; None where they do not."""
+        """Trajectory matching, in addition to the terms; None for methods without it."""
         return None
 
     def check(self) -> None:

@@ -29,7 +29,7 @@ OTHERS = "#b0643a"
 COLOURS = (OURS, OTHERS, "#2e8b57", "#8a63c9", "#808080", "#c2478d")
 MARKERS = ("o", "x", "^", "s", "+", "v")
 DASHES = ("-", "--", ":", "-.")
-"""Colours, markers and lines of several sets or runs, told apart without colours, too."""
+"""Colours, markers and lines of several sets or runs, distinguishable without colours as well."""
 WIDTH = 720
 BAR = 26
 """Height of a bar with its margin, in pixels."""
@@ -38,9 +38,9 @@ MARGIN = 60
 CURVE = (350, 200)
 """Size of a curve, in pixels."""
 ACROSS = 3
-"""Most curves beside each other in a figure."""
+"""Maximum number of curves per row of a figure."""
 MOST_CLASSES = 40
-"""Most classes with a bar of their own."""
+"""Maximum number of classes to draw."""
 
 _STYLE = {
     "axes.edgecolor": INK,

@@ -13,11 +13,11 @@ from rayd.evaluation.report import SetResult
 from rayd.page import charts
 
 MOST_CONFUSED = 20
-"""Most classes with a table of what they are taken for; of more, the most frequent mistakes."""
+"""Maximum number of classes for a matrix; for more, the most frequent mistakes are listed."""
 SHADE = 0.6
 """Opacity of the darkest cell of a table, on which the page's text can still be read."""
 MISTAKE_SHADE = 3
-"""How many times darker a mistake is shaded than a right answer of the same share."""
+"""Factor by which a mistake is shaded darker than a correct answer of the same share."""
 SMALLEST_SHARE = 0.005
 """Smaller shares round to 0.00, and their cells are empty."""
 

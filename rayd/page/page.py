@@ -16,7 +16,7 @@ from rayd.pictures import as_file
 from rayd.recipes.difference import shown
 
 MARK = b'<meta name="generator" content="rayd">'
-"""Tells pages of rayd from other files, which are not overwritten."""
+"""Identifies pages of rayd; other files are not overwritten."""
 WIDEST = 900
 """Pixels to which small contact sheets are enlarged, by whole factors."""
 LARGEST = 1400

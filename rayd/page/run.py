@@ -37,7 +37,7 @@ from rayd.recipes.difference import differences
 FILE = "report.html"
 """Name of the page in the directory of its run."""
 FRAMES = 24
-"""Most pictures of the synthesis on a page."""
+"""Maximum number of pictures of the synthesis on a page."""
 
 
 @dataclass(frozen=True)

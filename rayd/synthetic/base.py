@@ -15,9 +15,9 @@ from rayd.errors import ConfigError
 TEACHERS = "teachers"
 """Part of the storage: weights of the networks that label online."""
 SOFT_LABELS = "soft labels"
-"""Part of the storage: teachers' logits of all epochs, and what they belong to."""
+"""Part of the storage: teachers' logits of all epochs, and the draws that they belong to."""
 OF_TEACHERS = frozenset({TEACHERS, SOFT_LABELS})
-"""Parts that students under hard labels do without."""
+"""Parts that students under hard labels do not need."""
 
 
 @dataclass(frozen=True)

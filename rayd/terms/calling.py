@@ -1,4 +1,4 @@
-"""How terms are called outside the engine: on features, labels and logits as plain tensors.
+"""Calls of terms outside the engine: on features, labels and logits as plain tensors.
 
 The engine calls a term with the statistics of an observer on the real images and its output on the
 synthetic ones. The classes here make these two from tensors, once `rayd.terms.checking` has found

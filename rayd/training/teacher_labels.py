@@ -28,7 +28,7 @@ from rayd.transfer import upload
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
 MIN_TEACHER_BATCH = 64
-"""Images of a forward pass of the teachers, at least: smaller batches of a student are combined."""
+"""Minimum number of images per forward pass of the teachers; smaller batches are combined."""
 
 Item = TypeVar("Item", bound=Sized)
 

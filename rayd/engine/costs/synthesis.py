@@ -26,7 +26,7 @@ from rayd.objectives.trajectory import Segment
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 CYCLE = 8
-"""Most steps of a synthesis that are counted; fewer suffice if every architecture had its turn."""
+"""Maximum number of steps to count; fewer suffice once every architecture has had its turn."""
 STUDENT_STEPS = (2, 4)
 """Steps of a student that are counted; their difference gives the cost of one more."""
 

@@ -34,10 +34,10 @@ from rayd.methods import Method
 from rayd.states import under
 
 Memory = dict[str, dict[str, Tensor]]
-"""What terms keep from step to step: term, then name, then tensor."""
+"""Tensors that terms keep from step to step, by term and name."""
 
 OLD_GROUPS = {"guides": "classifiers"}
-"""Names of network groups in checkpoints of the version before."""
+"""Names of network groups in checkpoints of the previous version."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class FeatureMatching(GradientSource):
         memory: Mapping[NetworkId, Memory],
     ):
         self.memory: dict[NetworkId, Memory] = dict(memory)
-        """What terms keep, by network."""
+        """Memory of the terms, by network."""
         self._recipe = recipe
         self._method = method
         self._pool = pool

@@ -77,7 +77,7 @@ class Batches:
 
 TrainResult = tuple[dict[str, Tensor], Tensor]
 """The state of a network, momentum included, and its accuracy on its last mini-batches before each
-step, a scalar. Both stay on the device where it was trained, which is not waited for.
+step, a scalar. Both stay on the training device, without waiting for it.
 """
 
 

@@ -39,13 +39,15 @@ from rayd.errors import DeviceFaultError, RunError
 log = logging.getLogger(__name__)
 
 WAITING = 64
-"""Results per worker that may wait for that of an earlier item; then only that one is computed."""
+"""Maximum number of results per worker that wait for an earlier item; beyond it, only that item is
+computed.
+"""
 HANG_LIMIT = 600.0
 """Seconds without a result after which a worker may count as stuck."""
 HANG_FACTOR = 20.0
-"""A worker is stuck if it has also taken so many times as long as its method usually takes."""
+"""A worker is stuck if it has also taken this many times as long as its method usually takes."""
 REMEMBERED = 101
-"""Durations of a method of which the median is its usual one."""
+"""Number of durations of a method whose median is the usual one."""
 
 
 class ActorTasks(WorkerPool):

@@ -37,8 +37,8 @@ WAIT = 2.0
 
 
 INLINE = 32 * 2**10
-"""Bytes up to which a value travels with each call that refers to it. Ray keeps larger ones in its
-object store, from where a worker must request them: that takes longer than sending so few bytes.
+"""Bytes up to which a value is sent with each call that refers to it. Ray keeps larger ones in its
+object store, from which a worker must request them, which takes longer than sending so few bytes.
 """
 
 

@@ -17,9 +17,9 @@ from rayd.engine.pool import WorkerInfo
 from rayd.errors import RunError
 
 START_LIMIT = 180.0
-"""Seconds that a worker may take to start, of few."""
+"""Seconds that workers may take to start, if there are few."""
 START_EACH = 2.0
-"""Seconds that each worker adds: many import torch from one file system at the same time."""
+"""Additional seconds per worker, as many import torch from one file system at the same time."""
 NO_WORKER_LIMIT = 1800.0
 """Seconds that a run continues without any worker: time for a node to be replaced."""
 PING_INTERVAL = 1.0

@@ -27,7 +27,7 @@ SHORT_OF = 8
 other work of the machine.
 """
 NEIGHBOURS_LIMIT = 10.0
-"""Seconds that a worker waits at first for the others to answer."""
+"""Seconds that a worker initially waits for the others to answer."""
 
 
 class WorkersByName(ActorTasks):

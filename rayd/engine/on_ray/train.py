@@ -51,17 +51,17 @@ except ImportError as missing:
     ) from missing
 
 RESTARTS = 5
-"""Restarts of an item's workers before it fails for good: for nodes that are lost now and then, not
-for a worker that dies at the same place each time.
+"""Restarts of an item's workers before it fails permanently: for occasional losses of nodes, not
+for a worker that always dies at the same place.
 """
 RESOURCE_RETRIES = 2
 """Further attempts to get the workers' resources, each of which Ray Train gives up after a minute."""
 LINGER = 60.0
-"""Seconds that Ray Train may take to end a run whose last event has come; then it is left alone."""
+"""Seconds that Ray Train may take to end a run after its last event, before it is abandoned."""
 PLACEMENT = "place"
 """The file with the id of a run's placement group."""
 ALMOST_NOTHING = {"CPU": 0.001}
-"""What workers reserve that ask for nothing, which Ray Train could not place."""
+"""Resources of workers that reserve nothing, which Ray Train could not place."""
 ENVIRONMENT = {
     # how long the end of a worker may go unnoticed; the default of 2 s is long for short runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

@@ -16,9 +16,9 @@ from rayd.errors import ClusterLostError
 INTERVAL = 3.0
 """Seconds between checks of the head."""
 FAILURES = 3
-"""Number of looks in a row that find no head before it counts as gone."""
+"""Number of consecutive failed checks after which the head counts as gone."""
 GRACE = 5.0
-"""Seconds that the driver has to end in order, before the watch ends the process."""
+"""Seconds that the driver has to shut down cleanly, before the watch ends the process."""
 DRAIN_INTERVAL = 5.0
 """Seconds between checks for draining nodes."""
 

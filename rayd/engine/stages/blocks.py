@@ -38,15 +38,17 @@ from rayd.pictures import contact_sheet
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
-"""Seconds of work that the driver asks of the synthesizer at a time: often enough for progress,
-seldom enough that calls cost nothing.
+"""Seconds of work that the driver requests from the synthesizer per call: short enough for
+progress, long enough to make the overhead of calls negligible.
 """
 SHEET_TAG = "synthetic images"
 """Tag of the set's contact sheets in TensorBoard."""
 MOST_SHEETS = 24
-"""Contact sheets that a set of several blocks logs, at most."""
+"""Maximum number of contact sheets that are logged for a set of several blocks."""
 LARGEST_SHEET = 2**27
-"""Bytes of a set's images up to which contact sheets are logged: each is made of a copy of all."""
+"""Bytes of a set's images up to which contact sheets are logged, as each needs a copy of the
+images.
+"""
 
 
 @dataclass(frozen=True)

@@ -48,21 +48,21 @@ if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
 SHARD = 4096
-"""Images of a shard, at least."""
+"""Minimum number of images per shard."""
 SHARDS = 128
-"""Shards of a data set, at most: with a handful of observers, work for several hundred workers.
-Each costs the synthesizer the merging of its classes, which may be all of them.
+"""Maximum number of shards of a data set: with a handful of observers, work for several hundred
+workers. The synthesizer has to merge the classes of each shard, which may be all classes.
 """
 TEAM = 8
-"""Observers that share a decoded shard, at most: their networks and statistics are in a worker at
-once.
+"""Maximum number of observers that share a decoded shard, as a worker holds their networks and
+statistics at the same time.
 """
 ITEMS = 4
-"""Work items for each worker, at least, where teams can be smaller."""
+"""Minimum number of work items per worker, if teams can be smaller."""
 FILES = 8
-"""Files that the shards of a run need, about: two consecutive runs both need the one between."""
+"""Approximate number of files that the shards of a run need; two consecutive runs share one."""
 RUN = 16
-"""Shards of a run, at most: results of later runs wait for their turn in the object store."""
+"""Maximum number of shards of a run, as results of later runs wait in the object store."""
 
 
 class Measure(Stage[NetworkId, StoredStatistics]):

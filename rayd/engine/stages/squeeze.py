@@ -37,7 +37,7 @@ UNFINISHED = "unfinished-observers"
 WORKERS = "squeeze.workers"
 """The setting that resource errors name."""
 GUESSING = 1.5
-"""A network that is right less than this many times as often as guessing has learned nothing."""
+"""A network whose accuracy is below this multiple of guessing has learned nothing."""
 
 
 @dataclass(frozen=True)
