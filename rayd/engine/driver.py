@@ -3,8 +3,8 @@
     squeeze -> experts -> measure -> score -> rank -> synthesize -> relabel -> evaluate
 
 The code is sequential, whether the work is done in this process or by Ray workers. Results that
-runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), even by runs
-that run concurrently.
+runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), even by
+concurrent runs.
 """
 
 from __future__ import annotations

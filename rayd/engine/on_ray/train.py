@@ -61,7 +61,7 @@ LINGER = 60.0
 PLACEMENT = "place"
 """The file with the id of a run's placement group."""
 ALMOST_NOTHING = {"CPU": 0.001}
-"""Resources of workers that reserve nothing, which Ray Train could not place."""
+"""Resources reserved for workers that request none, as Ray Train cannot place such workers."""
 ENVIRONMENT = {
     # how long the end of a worker may go unnoticed; the default of 2 s is long for short runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
