@@ -519,7 +519,7 @@ def tune(
 
 def _directory(run: str | Path | Run) -> Path:
     if not isinstance(run, str | Path) and not hasattr(run, "directory"):
-        raise ConfigError(f"A run or its directory is wanted. Got {type(run).__name__} instead.")
+        raise ConfigError(f"Expected a run or its directory. Got {type(run).__name__} instead.")
     return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
 
 
@@ -528,8 +528,8 @@ def _place(path: str | Path) -> str | Path:
     if not isinstance(path, str | Path):
         has_set = ", whose set is its 'distilled'" if hasattr(path, "distilled") else ""
         raise ConfigError(
-            "A distilled set or its directory is wanted. "
-            f"Got {type(path).__name__}{has_set} instead."
+            f"Expected a distilled set or its directory. Got {type(path).__name__}{has_set} "
+            "instead."
         )
     return path
 

@@ -221,7 +221,7 @@ class Subject:
         options = self.options
         network = self.build(seed)
         self.progress.log(
-            f"a {self.network.label} learns {len(images):,} images for {options.steps:,} steps"
+            f"training a {self.network.label} on {len(images):,} images for {options.steps:,} steps"
         )
         return fit(network, images, labels, steps=options.steps, seed=options.seed)
 

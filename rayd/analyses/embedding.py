@@ -151,8 +151,8 @@ def analyse(subject: Subject) -> Analysis:
         explanation=(
             f"{len(real)} real images (dots) and the synthetic ones (stars), as the last features "
             f"of a {subject.network.label} trained on the real ones, embedded by {_name(how)}."
-            f"{drawn_classes} Synthetic images that serve their class lie in or at the middle of "
-            "its cloud."
+            f"{drawn_classes} Synthetic images that represent their class lie in or near the "
+            "middle of its cloud."
         ),
         picture=picture,
         lines=(

@@ -151,10 +151,9 @@ def analyse(subject: Subject) -> Analysis:
         name="landscape",
         title=f"Loss around trained networks: {subject.title}",
         explanation=(
-            "Cross-entropy around the weights (cross) where a "
-            f"{subject.network.label} ends that was trained on each set for "
-            f"{subject.options.steps} steps, along two random directions normalised by filter: on "
-            f"the images it was trained on, and on {len(real)} real ones."
+            f"Cross-entropy around the final weights (cross) of a {subject.network.label} that was "
+            f"trained on each set for {subject.options.steps} steps, along two random directions "
+            f"normalised by filter: on its training images, and on {len(real)} real ones."
         ),
         picture=chart(found, subject.title),
         lines=tuple(lines),

@@ -165,7 +165,7 @@ def _makers(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe | None]:
     makers = {_name(method): _recipe_of(method, recipe) for method in dict.fromkeys(methods)}
     if len(makers) < len(set(methods)):
         raise ConfigError(
-            "Memories are named for their recipes or files, whose names must differ. "
+            "Memories are named after their recipes or files, whose names must differ. "
             f"Got {', '.join(methods)}."
         )
     return makers

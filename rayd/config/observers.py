@@ -189,8 +189,8 @@ class ModelPoolSettings(Settings):
     def _one_rule(self) -> ModelPoolSettings:
         if self.lifetime is not None and self.push_every is not None:
             raise ValueError(
-                "'model_pool.lifetime' renews networks where 'model_pool.push_every' adds none: "
-                "set one of them to null"
+                "'model_pool.lifetime' only replaces networks if 'model_pool.push_every' adds "
+                "none: set one of them to null"
             )
         if self.loss == "contrast" and self.source == "real":
             raise ValueError(

@@ -27,7 +27,7 @@ class _UniqueKeys(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if isinstance(key, yaml.ScalarNode) and name in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key '{key.value}' stands there twice",
+                    problem=f"the key '{key.value}' occurs twice",
                     problem_mark=key.start_mark,
                 )
             seen.add(name)

@@ -99,13 +99,13 @@ class SyntheticSettings(Settings):
             )
         if self.labels != "hard" and self.expansion > 1:
             raise ValueError(
-                f"'synthetic.kind: {self.kind}' has hard labels: "
-                "each stored image stands for several"
+                f"'synthetic.kind: {self.kind}' has hard labels, as each stored image stands for "
+                "several"
             )
         if self.kind == "lowrank" and self.init == "rded":
             raise ValueError(
-                "'synthetic.init: rded' makes 'ipc' images a class, "
-                "'synthetic.kind: lowrank' needs more of them"
+                "'synthetic.init: rded' makes only 'ipc' images per class, and 'synthetic.kind: "
+                "lowrank' needs more"
             )
         return self
 

@@ -536,8 +536,8 @@ def _remarks(
     compared = sum(seconds for seconds, _, part in ranked if part.settings.startswith(COMPARISONS))
     if compared >= NOTABLE * total > 0:
         remarks.append(
-            f"{duration(compared)} of the time go into comparisons that show what the accuracy is "
-            f"worth; {COMPARISONS}=[] leaves them out."
+            f"{duration(compared)} of the time are spent on comparisons that put the accuracy into "
+            f"perspective; {COMPARISONS}=[] leaves them out."
         )
     if device.type == "cpu" and total > DAY:
         remarks.append(

@@ -217,7 +217,7 @@ class _Merging:
             "" if settings.precision == "float32" else f", or set '{group}.precision' to float32"
         )
         return (
-            f"What '{network_id.label}' computes of the real images is not a number (NaN): see its "
+            f"Statistics of the real images through '{network_id.label}' contain NaN: check its "
             f"layers and weights, choose another by '{group}.networks'{advice}."
         )
 

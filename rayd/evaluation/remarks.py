@@ -117,7 +117,7 @@ def _above_whole(results: Sequence[SetResult]) -> Iterator[str]:
         if whole.head_accuracy is not None and _is_below(whole, random):
             yield (
                 f"Random images are above the whole set with {random.network}, because they are "
-                "balanced: as many of each class, where the whole set has a long tail."
+                "balanced, while the whole set has a long tail."
             )
 
 

@@ -230,7 +230,7 @@ class ActorTasks(WorkerPool):
             call.stuck_for = seconds
             log.warning(
                 "A worker on %s took %.0f s over a task ('%s') that usually takes %.3g s; it is "
-                "restarted, and its task done again.",
+                "restarted, and its task repeated.",
                 self._node(call.worker),
                 seconds,
                 method,
@@ -251,7 +251,7 @@ class ActorTasks(WorkerPool):
         """Mark a worker as lost until it answers again; end it first if its GPU failed."""
         if error.fault is not None:
             log.warning(
-                "%s on %s; its worker is restarted, and its task done again.",
+                "%s on %s; its worker is restarted, and its task repeated.",
                 error.fault,
                 self._node(call.worker),
             )

@@ -60,14 +60,14 @@ def connect(address: str | None) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if address is None:
             raise ResourceError(
-                f"Ray did not start on this machine: {reason} A machine that is busy or short of "
-                "memory may need another try; '--workers 0' works without Ray, where a command has it."
+                f"Ray did not start on this machine: {reason} If the machine is busy or short of "
+                "memory, try again; '--workers 0', where a command has it, works without Ray."
             ) from error
         raise ResourceError(
             f"Cannot join the Ray cluster at '{address}': {reason.removesuffix('.')}. If it "
-            "requires a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that of the cluster where "
-            "this machine does not have it; from a machine that is none of its nodes, use 'ray job "
-            "submit'."
+            "requires a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token "
+            "unless this machine has it; from a machine that is not one of its nodes, use 'ray "
+            "job submit'."
         ) from error
     watch_head()
 
