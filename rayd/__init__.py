@@ -98,7 +98,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import slow modules on first use."""
+    """Import modules on first use."""
     if name in _MODULES:
         return import_module(f"rayd.{name}")
     if name in _LATER:
@@ -176,15 +176,15 @@ def distill(
             data set. Images are PIL images, uint8, or floats in [0, 1].
         test: the same for the test split; if absent, a fifth of each class of `train` is set aside.
         validation: the same for the validation split.
-        class_names: names of the classes; by default those that the data set has, or numbers.
-        normalization: means and standard deviations that images of floats were normalised with.
+        class_names: names of the classes; by default those of the data set, or else numbers.
+        normalization: means and standard deviations with which float images were normalised.
         method: name or class of the method; by default the recipe's, else `dm`.
-        network: observer and student, and expert where a method follows experts: a name, a
-            function or class that takes the shape of the images (channels, height, width) and the
-            number of classes, or nothing, or a module, of which copies with new initial weights
-            are used. By default the recipe's.
+        network: architecture of observers and students, and of experts if the method matches
+            trajectories: a name; a function or class that takes the shape of the images (channels,
+            height, width) and the number of classes, or nothing; or a module, which is copied with
+            new initial weights. By default the recipe's.
         ipc: images per class.
-        callbacks: called through the run: see `rayd.callbacks`.
+        callbacks: called throughout the run; see `rayd.callbacks`.
         settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
         overrides: settings of the recipe by keyword, such as `seed=1`, `data="path/to/images"` or
             `synthesis={"steps": 500}`; `rayd.keywords` lists them.
@@ -246,7 +246,7 @@ def distill(
 
         recipe = recipe_with(merge(own, given))
         if network is not None:
-            # which sections have a network depends on the method, which only the recipe knows
+            # which sections contain a network depends on the method, which the recipe determines
             own = merge(own, network_settings(network, recipe))
             recipe = recipe_with(merge(own, given))
         check_sendable(recipe)
@@ -280,11 +280,11 @@ def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
 
     Args:
         name: a built-in recipe or a YAML file.
-        arguments: as of `rayd.distill`; `rayd.distill(resume=out)` goes on to the evaluation.
+        arguments: as for `rayd.distill`; `rayd.distill(resume=out)` continues with the evaluation.
 
     Returns:
-        An iterator over the logged steps (every `synthesis.log_every`); the run waits in between. A
-        set that is cached already has none.
+        An iterator over the logged steps (every `synthesis.log_every`); the run waits in between.
+        There are none for a set that is already cached.
 
     Raises:
         RaydError: as `distill`, with the first step.
@@ -306,7 +306,7 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     **overrides: Unpack[RecipeKeywords],
 ) -> Plan:
-    """What a run would do, and how long it would take, without doing it.
+    """Predict the stages of a run and their time, memory and disk, without running it.
 
     Args:
         name: a built-in recipe or a YAML file.
@@ -332,11 +332,12 @@ def plan(
 def load(path: str | Path) -> Distilled:
     """Load the distilled set of a run directory: a torch `Dataset` with images, labels and card.
 
-    Warns of a set whose students learn from teachers' labels, which the `Dataset` does not give.
+    Warns if students of the set are meant to learn from teachers' labels, which the `Dataset`
+    lacks.
 
     Raises:
         ArtifactError: it is missing or damaged.
-        ConfigError: what is given is no path, such as a run, whose set is `run.distilled`.
+        ConfigError: the argument is not a path, such as a run, whose set is `run.distilled`.
     """
     from rayd.distilled import load as read
 
@@ -518,17 +519,17 @@ def tune(
 
 def _directory(run: str | Path | Run) -> Path:
     if not isinstance(run, str | Path) and not hasattr(run, "directory"):
-        raise ConfigError(f"A run or its directory is wanted. Got {type(run).__name__} instead.")
+        raise ConfigError(f"Expected a run or its directory. Got {type(run).__name__} instead.")
     return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
 
 
 def _place(path: str | Path) -> str | Path:
-    """The place of a set, checked to be one."""
+    """The path of a set, checked for its type."""
     if not isinstance(path, str | Path):
         has_set = ", whose set is its 'distilled'" if hasattr(path, "distilled") else ""
         raise ConfigError(
-            "A distilled set or its directory is wanted. "
-            f"Got {type(path).__name__}{has_set} instead."
+            f"Expected a distilled set or its directory. Got {type(path).__name__}{has_set} "
+            "instead."
         )
     return path
 

@@ -19,12 +19,12 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as stop:
-        # what ends with the interpreter (Ray) must not print a traceback
+        # exit handlers (Ray's) must not print a traceback
         interrupted = stop.code == InterruptedRunError.exit_code
         at_end = "Interrupted at the end; the command had finished."
         leave_at_interrupt(STOPPED if interrupted else at_end)
         if interrupted:
-            # Python remembers an interrupt that passed through `exec`, and would end by the signal
+            # Python remembers an interrupt that passed through `exec`, and would exit by the signal
             atexit._run_exitfuncs()
             leave()
         raise

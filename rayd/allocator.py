@@ -1,12 +1,12 @@
 """Settings of the C library's allocator for the memory of tensors.
 
-glibc maps every large tensor afresh and unmaps it when it is freed, or grows and shrinks the heap
-around it, so that the kernel has to clear the same pages again in every step: up to a third of the
+glibc maps every large tensor anew and unmaps it when it is freed, or grows and shrinks the heap
+around it, so that the kernel clears the same pages in every step, which takes up to a third of the
 time of a training step on the CPU. With `keep_freed_memory`, freed memory stays with the process
 and is reused for the next tensor.
 
-Results do not depend on it. The price is memory: freed memory is returned only beyond `KEPT` bytes,
-or by `give_back`. Tensors above `HEAPED` are still mapped individually. Without any mapping
+Results do not depend on it. The drawback is memory: freed memory is only returned beyond `KEPT`
+bytes, or by `give_back`. Tensors above `HEAPED` are still mapped individually. Without any mapping
 (`M_MMAP_MAX` 0), steps on larger tensors would take another quarter less time, but gaps too small
 for aligned tensors accumulate: up to half as much memory again was measured.
 """
@@ -41,7 +41,7 @@ def keep_freed_memory() -> bool:
     """Make this process reuse freed memory for its next tensors, from now on.
 
     Returns:
-        Whether that was possible: not with another C library than glibc, and not if the user has
+        Whether that was possible. It is not with a C library other than glibc, or if the user has
         configured the allocator by an environment variable, see `VARIABLES`.
     """
     library = _glibc()

@@ -1,10 +1,10 @@
 """Files that rayd writes and reads: safetensors and JSON, never pickle.
 
-Every file is written under a temporary name in its directory and renamed, so that readers see it
-complete or not at all. Tensor files have one JSON string as metadata: with a single entry, their
-bytes depend on the content only. It includes a hash of the tensors, so that corruption on disk or
-in transfer is detected. Files under the mirror of a URL are uploaded before the rename, and fetched
-if missing (`rayd.remote`).
+Every file is written under a temporary name in its directory and renamed, so that readers never see
+an incomplete one. Tensor files have one JSON string as metadata: with a single entry, their bytes
+depend on the content only. It includes a hash of the tensors, so that corruption on disk or in
+transfer is detected. Files under the mirror of a URL are uploaded before the rename, and fetched if
+missing (`rayd.remote`).
 
 Torch is imported with the first tensor, so that commands that only read JSON start quickly.
 """
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but is no regular file: to open a FIFO would wait for its writer.
+    """Refuse existing paths that are not regular files; opening a FIFO would block.
 
     Raises:
         ArtifactError: the path is a directory, a FIFO, a socket or a device.
@@ -131,7 +131,7 @@ def check_regular(path: Path) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys must differ: json itself would keep the last of equal ones."""
+    """A JSON object whose keys must be unique, as json itself would keep the last duplicate."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -171,7 +171,7 @@ def parse(kind: type[T], content: Any, where: str) -> T:
 
 
 def _sentence(error: Mapping[str, Any], where: str) -> str:
-    """What is wrong with a field."""
+    """Describe the fault of a field."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{where} lacks '{key}'."
@@ -313,7 +313,7 @@ def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def content_hash(content: Mapping[str, Any]) -> str:
     """Compute a hash of a JSON-able mapping, independent of the order of its keys; hex.
 
-    If it names parts from outside the package, it depends on their source, too.
+    If it names parts from outside the package, it also depends on their source.
     """
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     if sources := plugins.source_of(canonical):

@@ -1,4 +1,4 @@
-"""Callbacks of a run: your own logger, pictures or stopping rule.
+"""Callbacks of a run: custom loggers, pictures or stopping rules.
 
     class Printer(rayd.callbacks.RunCallback):
         def on_step(self, step):
@@ -8,7 +8,7 @@
 
 A recipe names them: `callbacks: [csv, {name: early-stopping, patience: 5}, my_module:Printer]`.
 
-Callbacks run in the driver's process. TensorBoard and metrics.jsonl are written in any case.
+Callbacks run in the driver's process. TensorBoard logs and metrics.jsonl are always written.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class StopRun(Exception):  # noqa: N818
 
 
 class EndSynthesis(Exception):  # noqa: N818
-    """Raised in `on_step` to end the synthesis; the run goes on with the set of an earlier step.
+    """Raised in `on_step` to end the synthesis; the run continues with the set of an earlier step.
 
     The set is kept in the run's directory only, not in the store that runs share.
 
     Args:
         distilled: the set, from `Step.distilled`.
-        step: the step that it is of.
+        step: the step of that set.
     """
 
     def __init__(self, distilled: Distilled, step: int):
@@ -69,7 +69,7 @@ class EndSynthesis(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Step:
-    """A logged step of a stage; `synthesis.log_every` says how many are logged."""
+    """A logged step of a stage; `synthesis.log_every` sets the interval."""
 
     stage: str
     """Name of the stage, such as `synthesize` or `evaluate`."""
@@ -78,14 +78,14 @@ class Step:
     metrics: Mapping[str, float]
     """The loss and the unweighted terms, by name."""
     seconds: float
-    """Since the stage began or was resumed."""
+    """Seconds since the stage began or was resumed."""
     distilled: Callable[[], Distilled] | None = field(default=None, repr=False)
-    """The set as it is now, on demand; None in stages without one. Blocks that are optimised in
-    parallel are seen as they were when last finished.
+    """Returns the current set; None in stages without one. For blocks that are optimised in
+    parallel, it contains their last finished state.
     """
     validation_accuracy: Callable[[], float] | None = field(default=None, repr=False)
-    """Mean accuracy on the validation split, a fraction, of the recipe's students trained on the
-    set as it is now, on demand; None in stages without a set. The students train in the driver.
+    """Trains the recipe's students on the current set, in the driver, and returns their mean
+    accuracy on the validation split, a fraction; None in stages without a set.
     """
 
 
@@ -109,13 +109,13 @@ class RunCallback:
 
 
 class Callbacks:
-    """Several callbacks as one; an error in one of them ends the run in a sentence.
+    """A group of callbacks; an error in one of them ends the run with a one-sentence message.
 
     Args:
         callbacks: objects with at least one of the methods of `RunCallback`.
 
     Raises:
-        ConfigError: one of them is no callback, or they are no list.
+        ConfigError: one of them is not a callback, or they are not a list.
     """
 
     def __init__(self, callbacks: Sequence[Any] = ()):
@@ -143,7 +143,8 @@ class Callbacks:
         """Call a method of all callbacks that have it.
 
         Raises:
-            RunError: one of them failed, stops the run, or ends a synthesis that does not go on.
+            RunError: one of them failed, stopped the run, or ended a synthesis when none was
+                running.
             EndSynthesis: one of them ends the synthesis.
         """
         ended: EndSynthesis | None = None
@@ -167,7 +168,7 @@ class Callbacks:
                         "EndSynthesis only in on_step, where step.stage is 'synthesize'; finished "
                         "work is kept: add --resume to continue it."
                     ) from end
-                # the others are told of the step first, so that loggers have it
+                # the other callbacks get the step first, so that loggers have it
                 ended = end
             except RaydError:
                 raise
@@ -181,13 +182,13 @@ class Callbacks:
 
     @contextmanager
     def around(self, directory: Path, recipe: Recipe) -> Iterator[list[Run]]:
-        """Tell the start of a run and its end; append the run to what is yielded."""
+        """Call callbacks at the start and the end of a run; append the run to the yielded list."""
         self.call("on_run_start", directory, recipe)
         finished: list[Run] = []
         try:
             yield finished
         except BaseException as error:
-            # the error of the run is the one to be shown, not one that follows from it
+            # show the error of the run, not one of callbacks that follows from it
             try:
                 self.call("on_run_end", None, error)
             except RaydError as second:
@@ -197,10 +198,10 @@ class Callbacks:
 
 
 class _EveryLogged(RunCallback):
-    """Acts at every so many logged steps.
+    """Base of callbacks that act at every n-th logged step.
 
-    They are numbered from the first step of the synthesis on, whichever of them come to this
-    object: a run that is resumed acts at the same steps as one that is not.
+    Steps are numbered from the start of the synthesis, so that a resumed run acts at the same steps
+    as an uninterrupted one.
 
     Args:
         every: logged steps (`synthesis.log_every`) from one to the next.
@@ -212,13 +213,13 @@ class _EveryLogged(RunCallback):
         self._log_every = 1
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Learn which steps are logged."""
+        """Note which steps are logged."""
         self._steps = recipe.synthesis.steps
         self._log_every = recipe.synthesis.log_every
 
     def is_due(self, step: Step) -> bool:
         """Whether to act at a logged step of the synthesis."""
-        # steps are counted through the blocks, of each of which the last one is logged, too
+        # steps are counted through the blocks; the last step of each block is also logged
         steps = self._steps or step.step
         block, before = divmod(step.step - 1, steps)
         number = block * -(-steps // self._log_every) + before // self._log_every + 1
@@ -230,15 +231,15 @@ class EarlyStopping(_EveryLogged):
 
     Students are trained on the unfinished set, and tested on the validation split
     (`data.validation_fraction`); the test split is not used. Blocks that are optimised in parallel
-    (`synthesis.block`) are refused: after a step there is no whole set.
+    (`synthesis.block`) are refused, as there is no whole set after a step.
 
-    The accuracies so far and the best set are kept in `early-stopping` of the run: one that is
-    resumed goes on from them.
+    The accuracies so far and the best set are kept in the run's `early-stopping`, from which a
+    resumed run continues.
 
     Args:
-        patience: tests in a row without a rise, after which the synthesis ends.
-        every: logged steps (`synthesis.log_every`) from one test to the next.
-        min_delta: smallest rise that counts, a fraction.
+        patience: number of consecutive tests without improvement after which the synthesis ends.
+        every: number of logged steps (`synthesis.log_every`) between tests.
+        min_delta: smallest improvement that counts, a fraction.
 
     Raises:
         ConfigError: a number is out of range.
@@ -263,7 +264,7 @@ class EarlyStopping(_EveryLogged):
         self._is_new = True
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Forget an earlier run; the tests of this one are read at its first step."""
+        """Reset; earlier tests of a resumed run are read at its first step."""
         super().on_run_start(directory, recipe)
         self._folder = Path(directory) / EARLY_STOPPING
         self._tests = []
@@ -271,13 +272,13 @@ class EarlyStopping(_EveryLogged):
         self._is_new = True
 
     def on_step(self, step: Step) -> None:
-        """Test the set; end the synthesis after `patience` tests without a rise."""
+        """Test the set; end the synthesis after `patience` tests without improvement."""
         if step.distilled is None or step.validation_accuracy is None:
             return
         if self._is_new:
             self._is_new = False
             self._resume(step.step)
-            # interrupted between its end and the writing of the set
+            # interrupted between the end of the synthesis and the writing of the set
             self._end_if_due()
         if not self.is_due(step):
             return
@@ -289,8 +290,8 @@ class EarlyStopping(_EveryLogged):
         self._end_if_due()
 
     def _end_if_due(self) -> None:
-        """End the synthesis if the last tests were no better than one before them."""
-        # there is no set if that of the best test was lost, and none since then is better
+        """End the synthesis if the last tests did not improve on an earlier one."""
+        # there is no set if that of the best test was lost and no later one was better
         if self._best is None:
             return
         best_step, since = self._standing()
@@ -309,20 +310,20 @@ class EarlyStopping(_EveryLogged):
         return best_step, since
 
     def _keep(self, best_step: int) -> None:
-        """Write the tests and the best set into the run's directory."""
+        """Save the tests and the best set in the run's directory."""
         if self._folder is None:
             return
         path = self._folder / f"step-{best_step:08d}"
         if self._best is not None and self._tests[-1][0] == best_step:
             self._best.save(path, overwrite=True)
-        # after the set that they name, and before those that are not the best any more go
+        # after the set to which they refer, and before sets that are no longer the best are removed
         write_json(self._folder / TESTS, {"tests": self._tests})
         for other in remote.listed(self._folder, "step-*"):
             if other != path:
                 remote.remove(other)
 
     def _resume(self, first: int) -> None:
-        """Go on from the tests before the first step that comes, as the later ones are repeated."""
+        """Continue from the tests before the first step that arrives; later ones are repeated."""
         from rayd.distilled import load
 
         if self._folder is None or not remote.bring(self._folder / TESTS):
@@ -330,30 +331,30 @@ class EarlyStopping(_EveryLogged):
         try:
             known = read_json(self._folder / TESTS).get("tests")
             tests = parse(list[tuple[int, float]], known, f"'{self._folder / TESTS}'")
-            # of blocks that are optimised in parallel, steps come in no order
+            # steps of blocks that are optimised in parallel arrive in no particular order
             if tests != sorted(tests):
                 return
             self._tests = [(step, accuracy) for step, accuracy in tests if step < first]
             if not self._tests:
                 return
             path = self._folder / f"step-{self._standing()[0]:08d}"
-            # it is gone if a later one was better, which then comes again before the end
+            # it was removed if a later one was better, which will then be repeated before the end
             if path.exists():
                 self._best = load(path)
-                # of the file, and added where the set is written
+                # properties of the file, which are added again when the set is written
                 self._best.card.pop("sha256", None)
         except ArtifactError as error:
-            log.warning("%s Early stopping begins anew.", error)
+            log.warning("%s Early stopping starts over.", error)
             self._tests = []
 
 
 class Snapshots(_EveryLogged):
-    """Keeps the set as it is during the synthesis, in `snapshots/step-<step>` of the run.
+    """Saves the unfinished set during the synthesis, in the run's `snapshots/step-<step>`.
 
     `rayd analyse DIR steps` draws the accuracy over the steps from them.
 
     Args:
-        every: logged steps (`synthesis.log_every`) from one set to the next.
+        every: number of logged steps (`synthesis.log_every`) between sets.
 
     Raises:
         ConfigError: the number is below 1.
@@ -366,12 +367,12 @@ class Snapshots(_EveryLogged):
         self._folder: Path | None = None
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Note where sets are kept."""
+        """Note the directory of the sets."""
         super().on_run_start(directory, recipe)
         self._folder = Path(directory) / SNAPSHOTS
 
     def on_step(self, step: Step) -> None:
-        """Keep the set of every so many logged steps."""
+        """Save the set at every n-th logged step."""
         if step.distilled is None or self._folder is None:
             return
         if self.is_due(step):
@@ -392,14 +393,14 @@ class CSVLogger(RunCallback):
         self._before: set[tuple[str, ...]] = set()
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Begin the file; a resumed run goes on with it."""
+        """Start the file; a resumed run appends to it."""
         self._path = self._given or Path(directory) / "metrics.csv"
         self._before = set()
         if not self._path.exists():
             self._write(["stage", "step", "name", "value"])
         elif self._given is None:
-            # steps that are repeated after a resume have their lines; a file that was given may
-            # hold equal lines of several runs
+            # steps that are repeated after a resume already have lines; a user's file may hold
+            # equal lines of several runs
             with self._path.open(newline="", encoding="utf-8") as file:
                 self._before = {tuple(row) for row in csv.reader(file)}
 
@@ -437,7 +438,7 @@ class WandbLogger(RunCallback):
         self._run: Any = None
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Begin a run of the recipe's name, with its settings."""
+        """Start a run named by the recipe, with its settings."""
         options = {
             "name": recipe.name,
             "dir": str(directory),
@@ -452,12 +453,12 @@ class WandbLogger(RunCallback):
         self._run.log({**values, f"{step.stage}/step": step.step})
 
     def on_result(self, result: SetResult) -> None:
-        """Keep an accuracy in the summary."""
+        """Save an accuracy in the summary."""
         name = f"{result.set}/{result.network}/test_accuracy"
         self._run.summary[name] = result.test_accuracy.mean
 
     def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
-        """Finish, failed where the run failed."""
+        """Finish the run, as failed if it failed."""
         self._run.finish(exit_code=0 if error is None else 1)
 
 
@@ -478,10 +479,10 @@ class MLflowLogger(RunCallback):
         self._experiment = experiment
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Begin a run of the recipe's name."""
+        """Start a run named by the recipe."""
         if self._uri is not None:
             if self._uri.startswith("file:"):
-                # MLflow refuses folders unless they are asked for, as here
+                # MLflow refuses folders unless they are explicitly enabled
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             self._mlflow.set_tracking_uri(self._uri)
         self._mlflow.set_experiment(self._experiment)
@@ -500,7 +501,7 @@ class MLflowLogger(RunCallback):
         self._mlflow.log_metric(name, result.test_accuracy.mean)
 
     def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
-        """End the run, failed where it failed."""
+        """End the run, as failed if it failed."""
         self._mlflow.end_run("FINISHED" if error is None else "FAILED")
 
 
@@ -521,13 +522,13 @@ class TrackioLogger(RunCallback):
         self._run: Any = None
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Begin a run named by the directory, or continue it, with the recipe's settings."""
+        """Start or continue a run named by the directory, with the recipe's settings."""
         options = {
             "name": f"{recipe.name}-{Path(directory).name}",
             "config": recipe.model_dump(mode="json"),
             **self._options,
         }
-        # standard output belongs to the command, which may print JSON
+        # standard output is reserved for the command, which may print JSON
         with redirect_stdout(sys.stderr):
             self._run = self._trackio.init(**options)
 
@@ -542,7 +543,7 @@ class TrackioLogger(RunCallback):
         self._run.log({name: result.test_accuracy.mean})
 
     def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
-        """Send what is left."""
+        """Send the remaining values."""
         with redirect_stdout(sys.stderr):
             self._trackio.finish()
 
@@ -565,7 +566,7 @@ def build(settings: Sequence[CallbackSettings]) -> list[Any]:
         settings: name and arguments of each.
 
     Raises:
-        ConfigError: a name is unknown, what it names cannot be called, or it takes other arguments.
+        ConfigError: a name is unknown, is not callable, or takes other arguments.
     """
     built = []
     for one in settings:

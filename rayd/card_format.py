@@ -1,7 +1,7 @@
-"""What a card holds (`card.json` of a distilled set), and how it is checked when it is read.
+"""Content of a card (`card.json` of a distilled set), and its checks when it is read.
 
-Cards are edited by hand and written by other versions: every entry has a type, and what must agree
-with the tensors beside it is compared.
+Cards may be edited by hand or written by other versions, so the types of entries are checked, and
+entries are compared with the tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ HALF_STEP = 0.5 / 255
 
 @dataclass(frozen=True)
 class PixelRange:
-    """Where the values of images lie, of which real pixels take 0 to 1."""
+    """Range of the values of images; real pixels lie in 0 to 1."""
 
     outside: Annotated[float, Field(ge=0, le=1)]
-    """Share of the values that are outside by more than rounding to 8 bits changes a value."""
+    """Share of the values that are outside by more than the rounding error of 8 bits."""
     least: float
     """Smallest value."""
     most: float
@@ -38,7 +38,7 @@ class PixelRange:
 
     @classmethod
     def of(cls, values: Iterable[Tensor]) -> Self:
-        """Measure denormalised values, to six digits, as machines round differently.
+        """Measure denormalised values, rounded to six digits, as machines round differently.
 
         Args:
             values: of at least one image, in parts, so that not all are in memory at once.
@@ -57,7 +57,7 @@ class PixelRange:
 
     @property
     def fits(self) -> bool:
-        """Whether images of 8 bits hold all values, but for rounding."""
+        """Whether 8-bit images can hold all values, up to rounding."""
         return self.outside == 0
 
     def text(self) -> str:
@@ -77,7 +77,7 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _CardPart(BaseModel):
-    """Part of a card, which may say more than is known here."""
+    """Part of a card; unknown entries are allowed."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -111,7 +111,7 @@ class _LabelsEntry(_CardPart):
 
 
 class _Card(_CardPart):
-    """What a card holds: entries that are needed, and the types of others."""
+    """Schema of a card: required entries, and the types of others."""
 
     format: int
     class_names: Annotated[list[str], Field(min_length=1)]
@@ -173,7 +173,7 @@ def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
 
 
 def contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """How a card contradicts the tensors that it describes; None if it does not."""
+    """Describe how a card contradicts its tensors; None if it does not."""
     for name, number in card.get("storage", {}).get("numbers", {}).items():
         if name in tensors and tensors[name].numel() != number:
             return f"it counts {number:,} numbers of '{name}', which has {tensors[name].numel():,}"
@@ -181,9 +181,9 @@ def contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def renamed(card: Mapping[str, Any]) -> str | None:
-    """How class names contradict those of the data that a card was made from; None if they do not.
+    """Describe how class names contradict those of the card's data; None if they do not.
 
-    Students are tested on images by class index: a name in another place would be wrong in silence.
+    Students are tested by class index, so misplaced names would be silently wrong.
     """
     read = (card.get("data") or {}).get("read")
     known = read.get("class_names") if isinstance(read, dict) else None

@@ -16,7 +16,7 @@ HEAD = "test accuracy  "
 
 
 def describe(distilled: Distilled, report: Report | None = None) -> str:
-    """Describe a set, its origin, the networks it trains and its storage cost, in a few lines.
+    """Describe a set in a few lines: its origin, accuracies of its students, and its storage cost.
 
     Args:
         distilled: the set.
@@ -66,11 +66,11 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
 
 
 STAGES = {"squeeze": "observers", "experts": "experts", "measure": "statistics", "rank": "scores"}
-"""What earlier stages made, by their name in a card's "devices"."""
+"""Results of earlier stages, by the stages' names in a card's "devices"."""
 
 
 def _made_on(card: Mapping[str, Any]) -> str:
-    """The device that made a set, and those of its parts that another kind made."""
+    """The device that computed a set, and parts that another kind of device computed."""
     hardware = card.get("hardware") or {}
     device = hardware.get("device")
     if device is None:
@@ -84,7 +84,7 @@ def _made_on(card: Mapping[str, Any]) -> str:
 
 
 def _read(known: object) -> list[str]:
-    """Lines of what was read of the real data."""
+    """Lines on the real data as read."""
     if known is None:
         return []
     summary = DataSummary.from_json(known)

@@ -15,7 +15,7 @@ from typing import Any
 from rayd.errors import RaydError
 
 Completed = list[tuple[str, str]]
-"""Words and what is said of each."""
+"""Words with descriptions."""
 
 RESULTS = ("paper", "measured", "base", "name")
 """Keys of recipe files that no command line sets."""
@@ -138,7 +138,7 @@ def _walk(
 
 
 def _variants(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Any]:
-    """What a value may be: references are followed, unions and lists taken apart."""
+    """Alternatives of a value: references are resolved, and unions and lists expanded."""
     if "$ref" in schema:
         yield from _variants(definitions[schema["$ref"].rpartition("/")[2]], definitions)
         return

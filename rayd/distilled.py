@@ -4,8 +4,8 @@
   (n,) or soft labels float32 (n, classes); `normalization.*`, the state of the normalisation. Its
   bytes depend on the content only. For other parameterisations (`synthetic.kind`), the tensors are
   their parameters, and the card specifies them under `synthetic`.
-- `card.json`: description and origin, with the SHA-256 of the tensors' file. It is written last: no
-  card, no set.
+- `card.json`: description and origin, with the SHA-256 of the tensors' file. It is written last, so
+  a directory without a card holds no set.
 - `grid.png`: contact sheet.
 """
 
@@ -77,7 +77,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         images: network input, (n, C, H, W); stored as float32 on the CPU.
         labels: class indices (n,), or soft labels (n, classes).
         class_names: one name per class, in label order.
-        normalization: map from real pixels to network input; test images must be normalised by it.
+        normalization: map from real pixels to network input, which must also be applied to test
+            images.
         card: origin of the set (recipe, method, citation, data, seed, steps, storage, versions,
             ...), JSON-able. Entries implied by the other arguments are added: `format`,
             `class_names`, `shape`, `normalization`, and `ipc` and `storage` if absent.
@@ -99,7 +100,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels.detach().to("cpu", label_type).contiguous()
         self.class_names = tuple(class_names)
         self.normalization = normalization
-        # settings and tensors, of a set that is saved in other parameters than its pixels
+        # settings and tensors of a set that is not parameterised by pixels
         self._parameterisation: tuple[SyntheticSettings, dict[str, Tensor]] | None = None
         self.directory: Path | None = None
         """Directory that it was loaded from or saved to, which also holds stored labels."""
@@ -109,7 +110,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
             "ipc": len(self.images) // len(self.class_names),
             "storage": asdict(self._stored()),
             **(card or {}),
-            # pixels, as versions before other parameterisations wrote and read them
+            # pixels are saved as in versions that had no other parameterisations
             "format": 1,
             "class_names": list(self.class_names),
             "shape": list(self.shape),
@@ -168,8 +169,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         Test images must be normalised by `normalization`.
 
         Args:
-            batch_size: images of a batch.
-            shuffle: whether every epoch has another order.
+            batch_size: number of images per batch.
+            shuffle: whether to reorder the images in every epoch.
             options: further arguments of `DataLoader`.
         """
         from torch.utils.data import DataLoader
@@ -250,7 +251,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What training on the set requires beyond its images and labels, a sentence each."""
+        """Sentences on what training on the set requires beyond its images and labels."""
         requirements = [
             f"images are network input ({self.normalization.kind} normalisation): normalise test "
             "images with `normalization` too"
@@ -275,14 +276,14 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         return _as_bytes(self.normalization.inverse(self.images[rows]))
 
     def denormalized(self) -> Iterator[Tensor]:
-        """All images in [0, 1] units, in parts: a set may take half of a machine's memory."""
+        """Yield all images in [0, 1] units, in parts, as a set may be too large for a copy."""
         count = max(1, DENORMALIZED_BYTES // (4 * math.prod(self.shape)))
         for part in torch.split(self.images, count):
             yield self.normalization.inverse(part)
 
     @cached_property
     def pixel_range(self) -> PixelRange:
-        """Where the values of the images lie, denormalised."""
+        """Range of the denormalised values of the images."""
         return PixelRange.of(self.denormalized())
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
@@ -341,10 +342,10 @@ def load(path: str | Path) -> Distilled:
             card.
     """
     place = remote.local(path)
-    # an image folder may have a class of the name of either
+    # an image folder may have a class with the name of either
     is_set = (place / CARD).is_file() or (place / DIRECTORY / CARD).is_file()
     if not is_set and place.exists():
-        # pyarrow and numpy's archives are needed for exports alone
+        # pyarrow and numpy's archives are only needed for exports
         from rayd.export import is_export, load_export
 
         if is_export(place):
@@ -457,7 +458,7 @@ def _as_bytes(images: Tensor) -> Tensor:
 
 
 def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds these tensors, by the hash that it carries."""
+    """Whether a file holds these tensors, by its stored hash."""
     try:
         stored = read_hash(path)
     except ArtifactError:

@@ -1,4 +1,4 @@
-"""Charts: figures of matplotlib, drawn into images without a window and without pyplot's state.
+"""Charts: matplotlib figures, drawn into images without a window or pyplot's state.
 
 matplotlib is imported when the first chart is drawn, as its import takes half a second.
 """
@@ -23,7 +23,7 @@ SETTINGS = {
     "axes.titlesize": "medium",
     "font.size": 9,
     "grid.color": "#dddddd",
-    # a name such as 'a$b$c' is not mathematics
+    # names such as 'a$b$c' must not be parsed as mathtext
     "text.parse_math": False,
 }
 

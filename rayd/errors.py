@@ -1,4 +1,4 @@
-"""Exceptions of rayd: one sentence with what is wrong, where, what was expected and what was given.
+"""Exceptions of rayd: one sentence on what is wrong, where, what was expected and what was given.
 
 Every user error raises a `RaydError`; the command line prints its message and exits with the
 class's `exit_code`. Any other exception is a bug of rayd.
@@ -19,7 +19,7 @@ class RaydError(Exception):
     """Override `key.sub=value` with which the same command works; shown by the command line."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows of the error: its sentence; `%debug` has the rest."""
+        """Traceback in IPython: only the message; `%debug` has the rest."""
         notes = getattr(self, "__notes__", [])
         return [f"{type(self).__name__}: {self}", *notes]
 
@@ -70,11 +70,11 @@ class OutOfMemoryError(RunError):
 
 
 class DeviceFaultError(RunError):
-    """A GPU or its driver failed; the process that used it cannot use it again."""
+    """A GPU or its driver failed, and its process cannot use it again."""
 
 
 class ClusterLostError(RunError):
-    """The head of the Ray cluster is gone, so that nothing more can be asked of Ray."""
+    """The head of the Ray cluster is gone, so that calls to Ray are no longer possible."""
 
 
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
@@ -83,7 +83,7 @@ def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     >>> nearest("convnett", ["convnet", "mlp"])
     ['convnet']
     """
-    # needed for mistakes only; all that runs before Ctrl-C is handled should be quick
+    # imported only for mistakes: imports before Ctrl-C is handled should be fast
     from difflib import get_close_matches
 
     return get_close_matches(str(name), sorted(known), n=count, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Export of a distilled set for other tools, and reading of what was exported.
+"""Export of a distilled set for other tools, and reading of exports.
 
 | format | images | labels | for |
 |---|---|---|---|
@@ -8,10 +8,10 @@
 | `hub` | the same, in the layout of the Hugging Face Hub with a data set card | | `rayd push` |
 | `imagefolder` | 8 bits | hard | `ImageFolder`, looking at them |
 
-All hold the set's card, its recipe included, and its normalisation, so that `rayd evaluate` trains
-networks on an export as on the set. Images of 8 bits are those of `Distilled.pixels`: values are
-rounded to the nearest of 256 between 0 and 1, and those outside are clamped. What a format cannot
-hold is refused, unless `lossy` is set; what it changes is measured and said.
+All contain the set's card, including its recipe, and its normalisation, so that `rayd evaluate`
+works on an export as on the set. Images of 8 bits are those of `Distilled.pixels`: values are
+rounded to the nearest of 256 between 0 and 1, and those outside are clamped. A set that a format
+cannot hold is refused, unless `lossy` is set; losses are measured and reported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHARD = "train-00000-of-00001.parquet"
 SIDE_FILE = "rayd.json"
 """File of an image folder with the set's card and normalisation."""
 KEY = b"rayd"
-"""Key of the same in the metadata of a Parquet file."""
+"""Key of the card and normalisation in the metadata of a Parquet file."""
 DATA = "data"
 """Folder of the Parquet file of a repository of the Hub; see `rayd.hub`."""
 LARGEST_STATE = 2**18
@@ -85,10 +85,10 @@ def export(
         format: one of the five.
         destination: file or folder to create.
         overwrite: replace an existing file, or a folder of nothing but images or Parquet files.
-        lossy: write what the format can hold, where it cannot hold all of the set.
+        lossy: write as much of the set as the format can hold.
 
     Returns:
-        What differs from the set, or has to be known to use the export: a sentence each.
+        Sentences on differences from the set, and on anything needed to use the export.
 
     Raises:
         ConfigError: the format is unknown.
@@ -103,6 +103,29 @@ def export(
     if format not in WRITERS:
         raise ConfigError(unknown("format", format, WRITERS))
     destination = remote.local(destination)
+    lost = _check(distilled, format, destination, overwrite=overwrite, lossy=lossy)
+    # resolved, to replace the target of a link instead of the link, and to give '.' a name
+    target = destination.resolve()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[cast(Format, format)](distilled, temporary, destination)
+        _replace(temporary, target)
+    except RunError as error:
+        # the message names the temporary file, which the user does not know
+        message = str(error).replace(str(temporary), str(destination))
+        raise OutputError(message) from error
+    except OSError as error:
+        raise OutputError(f"Cannot write '{destination}': {error.strerror or error}.") from error
+    finally:
+        _remove(temporary)
+    return [*(f"Lost in this export: {sentence}." for sentence in lost), *_notes(distilled, format)]
+
+
+def _check(
+    distilled: Distilled, format: str, destination: Path, *, overwrite: bool, lossy: bool
+) -> list[str]:
+    """Refuse an export that cannot or must not be written; return what it loses."""
     if remote.url(destination) is not None:
         raise OutputError(
             f"An export is written to a path, not to '{remote.shown(destination)}'; "
@@ -129,26 +152,11 @@ def export(
             f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; "
             "remove it yourself."
         )
-    # what a link points to is replaced, not the link; '.' has a name as well
-    target = destination.resolve()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[cast(Format, format)](distilled, temporary, destination)
-        _replace(temporary, target)
-    except RunError as error:
-        # the file that is named in it is not the one that the user knows
-        message = str(error).replace(str(temporary), str(destination))
-        raise OutputError(message) from error
-    except OSError as error:
-        raise OutputError(f"Cannot write '{destination}': {error.strerror or error}.") from error
-    finally:
-        _remove(temporary)
-    return [*(f"Lost in this export: {sentence}." for sentence in lost), *_notes(distilled, format)]
+    return lost
 
 
 def _lost(distilled: Distilled, format: str) -> list[str]:
-    """What a format cannot hold of a set, measured."""
+    """Describe what a format loses of a set."""
     lost: list[str] = []
     if format == "imagefolder":
         if not distilled.pixel_range.fits:
@@ -161,7 +169,7 @@ def _lost(distilled: Distilled, format: str) -> list[str]:
 
 
 def _notes(distilled: Distilled, format: str) -> list[str]:
-    """What a user of an export has to know."""
+    """Notes for users of an export."""
     notes: list[str] = []
     soft = {"parquet": "soft_label", "hub": "soft_label", "npz": "soft_labels"}
     if distilled.labels.is_floating_point() and format in soft:
@@ -184,14 +192,14 @@ def _notes(distilled: Distilled, format: str) -> list[str]:
 
 
 def _without_images(distilled: Distilled) -> str:
-    """Ending of a sentence on classes that are no image's hard label."""
+    """End of a sentence on classes that are not the hard label of any image."""
     counts = distilled.hard_labels.bincount(minlength=distilled.classes)
     empty = int((counts == 0).sum())
     return f" (no image has its largest entry for {empty} of {len(counts)} classes)" * (empty > 0)
 
 
 def _description(distilled: Distilled) -> dict[str, Any]:
-    """The card of an exported set, which is one of pixels without stored labels."""
+    """The card of an exported set, which consists of pixels and has no stored labels."""
     left = ("sha256", "synthetic", "labels")
     return {key: value for key, value in distilled.card.items() if key not in left}
 
@@ -199,7 +207,7 @@ def _description(distilled: Distilled) -> dict[str, Any]:
 def _digest(
     card: Mapping[str, Any], normalization: Normalization, labels: Tensor, images: Tensor
 ) -> str:
-    """A hash of all that makes a set, so that what is read is what was written.
+    """A hash of all parts of a set, to verify exports when they are read.
 
     Args:
         card: of the export.
@@ -274,12 +282,12 @@ def _hub(distilled: Distilled, path: Path, destination: Path) -> None:
 
 
 def _images(distilled: Distilled) -> Tensor:
-    """What holds the images exactly: 8 bits, or network input."""
+    """Arrays that hold the images exactly: 8 bits, or network input."""
     return distilled.pixels() if distilled.pixel_range.fits else distilled.images
 
 
 def _floats(distilled: Distilled, soft: str) -> dict[str, npt.NDArray[np.float32]]:
-    """Arrays of what hard labels and images of 8 bits do not hold, by name."""
+    """Arrays of everything that hard labels and 8-bit images cannot hold, by name."""
     arrays: dict[str, npt.NDArray[np.float32]] = {}
     if distilled.labels.is_floating_point():
         arrays[soft] = distilled.labels.numpy()
@@ -313,7 +321,7 @@ def _npz(distilled: Distilled, path: Path, destination: Path) -> None:
     arrays["card"] = np.array(json.dumps({"card": card, "digest": digest}))
     for name, tensor in distilled.normalization.state().items():
         arrays[_NORMALIZATION + name] = tensor.numpy()
-    # an open file, as numpy would add .npz to a name without it
+    # an open file, as numpy would append .npz to a path without it
     with path.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -345,7 +353,7 @@ def folders(class_names: Sequence[str]) -> list[str]:
     """
     safe = [re.sub(r"[^\w.-]+", "_", name)[:80].strip("._ ") for name in class_names]
     folded = [name.casefold() for name in safe]
-    # compared with case folded, as some file systems do not distinguish 'Cat' and 'cat'
+    # compared without case, as some file systems do not distinguish 'Cat' from 'cat'
     if safe == sorted(safe) and len(set(folded)) == len(safe) and all(safe):
         return safe
     digits = len(str(len(safe) - 1))
@@ -394,7 +402,7 @@ def _remove(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What an export holds."""
+    """Content of an export."""
 
     side: Mapping[str, Any]
     """The card and the hash."""
@@ -422,7 +430,7 @@ def load_export(path: Path) -> Distilled:
         return _restored(path, _reader(path)(path))
     except ArtifactError:
         raise
-    # numpy, pyarrow and PIL raise almost anything for damaged files
+    # for damaged files, numpy, pyarrow and PIL may raise almost anything
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ArtifactError(
@@ -433,7 +441,7 @@ def load_export(path: Path) -> Distilled:
 def is_repository_of(folder: Path, distilled: Distilled) -> bool:
     """Whether a folder is an export of this set in the format `hub`, with no other files in it.
 
-    Texts in it may have been edited since.
+    Its texts may have been edited since.
 
     Raises:
         ArtifactError: its data are damaged.
@@ -584,9 +592,9 @@ def _no_card(path: Path) -> str:
 
 
 def _as_data(path: Path) -> str:
-    """Ending of a sentence on what cannot be a set, but may be read as a data set.
+    """End of a sentence on a path that is not a set, but can be read as a data set.
 
-    A single Parquet file, or one of tensors, cannot.
+    Single Parquet files and files of tensors cannot.
     """
     is_data = path.is_dir() or path.suffix == ".npz"
     return f", or use its images as data with data={path}" if is_data else ""

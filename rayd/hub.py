@@ -31,7 +31,7 @@ PICTURE = "images.png"
 CARD = "distillation.json"
 RECIPE = "recipe.yaml"
 FILES = (README, PICTURE, CARD, RECIPE)
-"""Files of a repository beside its data."""
+"""Files of a repository in addition to its data."""
 SIZES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -72,7 +72,7 @@ def readme(distilled: Distilled, report: Report | None = None) -> str:
 
 
 def _header(distilled: Distilled) -> dict[str, Any]:
-    """What the Hub reads."""
+    """The metadata that the Hub reads."""
     count = len(distilled)
     size = next((name for most, name in SIZES if count < most), "n>1M")
     method = distilled.card.get("method")
@@ -243,7 +243,7 @@ def push(
 
 
 def _refusal(error: Any, repository: str, folder: Path) -> str:
-    """Why the Hub refused, and what helps."""
+    """Explain why the Hub refused, with a remedy."""
     status = getattr(error.response, "status_code", None)
     kept = f"'{folder}' is written and can be uploaded later"
     if status == 409:

@@ -290,8 +290,8 @@ def _several(slots: Any) -> tuple[str, ...]:
 
 
 _SOURCES: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
-"""Sources of functions and classes as they were when first asked for: a file may be edited while
-what was read from it is in use.
+"""Sources of functions and classes when they were first read, as a file may be edited while its
+code is in use.
 """
 
 
@@ -328,7 +328,7 @@ def _constant(value: object) -> str:
 
 
 def _contents(cell: CellType) -> Any:
-    """What a variable that is closed over holds; a text for one that holds nothing yet."""
+    """Content of a closure variable; a text for one that is still empty."""
     try:
         return cell.cell_contents
     except ValueError:

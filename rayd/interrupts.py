@@ -34,11 +34,11 @@ class InterruptedRunError(RaydError):
 
 
 NOTHING_DONE = "Interrupted before anything was done."
-"""Message if the command had not begun."""
+"""Message if the command had not started its work."""
 WORK_IS_KEPT = "Interrupted; finished work is kept."
-"""Message if it had."""
+"""Message if the command had started its work."""
 STOPPED = "Stopped at the second Ctrl-C; finished work is kept, and --resume continues a run."
-"""Message if the command did not get to end in order."""
+"""Message if the command could not shut down cleanly."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 editors.
 
 Nested settings are mappings, as in `synthesis={"steps": 500}`; dotted keys go into
-`settings={"synthesis.steps": 500}`. Types are checked at run time, too, where the recipe is made.
+`settings={"synthesis.steps": 500}`. Types are also checked at run time, when the recipe is created.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Keywords(TypedDict, total=False):
     experts: Tree
     """Training of expert trajectories: `{"count": 100, "epochs": 50}`."""
     ranking: Tree
-    """Networks that rank the real images, where a selection of them is wanted."""
+    """Networks that rank the real images, if some are selected by rank."""
     synthetic: Tree
     """Parameterisation and initialisation: `{"kind": "lowrank", "init": "real"}`."""
     synthesis: Tree
@@ -55,7 +55,7 @@ class Keywords(TypedDict, total=False):
 
 
 class RecipeKeywords(Keywords, total=False):
-    """Settings of a recipe as keywords, where none of them is a parameter of its own."""
+    """Settings of a recipe as keywords, for functions without separate parameters for any."""
 
     method: str
     """A known method, or `package.module:Name`."""

@@ -1,7 +1,7 @@
-"""Measured properties of this machine that decide how to compute fastest, cached on disk.
+"""Measured properties of this machine that determine how to compute fastest, cached on disk.
 
 The fastest precision, memory layout or batching depends on the processor, so none is hard-coded: a
-short measurement is made when the answer is first needed, and stored in
+short measurement is made when the value is first needed, and stored in
 
     $RAYD_MACHINE/<hash of the machine>.json    ($RAYD_MACHINE defaults to ~/.cache/rayd/machine)
 
@@ -50,7 +50,7 @@ def processor() -> str:
 
 
 def identity(device: torch.device, threads: int | None = None) -> dict[str, str | int]:
-    """All that a measurement on a device depends on.
+    """Everything that a measurement on a device depends on.
 
     Args:
         device: device of the measurement; a GPU is identified by its name, the CPU by its model and
@@ -99,7 +99,7 @@ def fact(
 
 
 def facts(device: torch.device, threads: int | None = None) -> dict[str, float]:
-    """All that was measured on this machine so far, by name.
+    """All measurements on this machine so far, by name.
 
     Args:
         device: where it was measured.

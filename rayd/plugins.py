@@ -52,27 +52,27 @@ class Found:
     name: str
     """Its name."""
     value: str
-    """What it names, `package.module:Name`."""
+    """Its target, `package.module:Name`."""
     part: Any = None
-    """What was loaded; None if that failed."""
+    """The loaded object; None if loading failed."""
     error: str | None = None
-    """Why it could not be loaded."""
+    """Reason why it could not be loaded."""
 
 
 _LOADED: dict[str, Path | None] = {}
 """Own modules that were imported by name or file, with their files."""
 _IMPORTED: list[str] = []
-"""What was imported by `load_file`: files and names of modules."""
+"""Files and names of modules that `load_file` imported."""
 OBJECTS: dict[str, tuple[Kind, Any]] = {}
 """Parts that were given as objects and cannot be imported, by name."""
 _DIGESTS: dict[str, str] = {}
-"""Digests of their sources."""
+"""Digests of the sources of these objects."""
 _OWNERS: dict[str, str] = {}
 """Own modules by the names of the parts that they registered."""
 _PARTS: dict[str, Any] = {}
 """These parts, by name."""
 _MODULES: dict[str, tuple[dict[str, Any], str | None]] = {}
-"""Digests of own modules, with the specs of all modules that they are made of, which a reload
+"""Digests of own modules, with the specs of all modules that they consist of, which a reload
 replaces.
 """
 
@@ -469,7 +469,7 @@ def _source_file(module: str) -> Path | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module can be imported from; None for what is no module or has no such place."""
+    """Spec of an importable module; None if there is none."""
     try:
         return importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What changes over the steps and epochs of a run, before it runs: step sizes, filters, curricula.
+"""Preview of scheduled quantities of a run: step sizes, filters, curricula.
 
 `rayd show RECIPE --schedule` prints it, and draws it with `--png`. The values are those of
 `rayd.schedules`, which the engine uses, too.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 240
-"""Most values of a curve."""
+"""Maximum number of values of a curve."""
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Progress at which text shows values."""
 WIDTH = 30
@@ -34,9 +34,9 @@ class Curve:
     """A quantity over the course of a run."""
 
     title: str
-    """The quantity, with the setting that it comes from."""
+    """The quantity, with its setting."""
     unit: str
-    """What the horizontal axis counts: steps, blocks or epochs."""
+    """Unit of the horizontal axis: steps, blocks or epochs."""
     positions: tuple[float, ...]
     """Steps, blocks or epochs, rising."""
     values: tuple[float, ...]
@@ -81,7 +81,7 @@ class Curve:
 
 
 def curves(recipe: Recipe) -> list[Curve]:
-    """Everything that a recipe schedules, constant quantities among it."""
+    """Everything that a recipe schedules, including constant quantities."""
     found = [*_synthesis(recipe), *_filters(recipe), *_starts(recipe)]
     found += [_training(name, settings) for name, settings in _trainings(recipe)]
     return found
@@ -94,7 +94,7 @@ def text(recipe: Recipe) -> str:
 
 
 def figure(recipe: Recipe) -> Figure:
-    """A subplot for each quantity that changes; for each quantity where none does."""
+    """A figure with a subplot for each quantity that varies, or for each quantity if none does."""
     from rayd.drawing import new_figure, styled
 
     found = curves(recipe)
@@ -126,7 +126,7 @@ def _draw(axes: Any, curve: Curve) -> None:
 
 
 def _places(count: int) -> list[int]:
-    """Indices 0 to `count`, evenly chosen where they are many."""
+    """Indices 0 to `count`; an even selection if there are many."""
     if count <= POINTS:
         return list(range(count + 1))
     return [round(index * count / POINTS) for index in range(POINTS + 1)]

@@ -1,4 +1,4 @@
-"""Pictures of a set for the command line: chosen classes, enlarged, beside what it was before.
+"""Pictures of a set for the command line: selected classes, enlarged, next to earlier states.
 
 A contact sheet has a row for each of the first classes (`rayd.pictures.contact_sheet`). Sheets of
 earlier steps are those that the run logged for TensorBoard; a set that was found in the store has
@@ -34,8 +34,8 @@ def sheet(
         distilled: the set.
         classes: names of the classes to show; by default the first ones.
         scale: whole factor by which the picture is enlarged.
-        before: put the initial images beside the distilled ones.
-        steps: put the images after so many evenly chosen steps beside the distilled ones.
+        before: show the initial images next to the distilled ones.
+        steps: show the images at this many evenly spaced steps next to the distilled ones.
 
     Raises:
         ConfigError: a class does not exist.
@@ -104,7 +104,7 @@ def _rows_of(image: Image.Image, count: int, rows: Sequence[int]) -> Image.Image
 
 
 def _beside(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Sheets beside each other, with captions."""
+    """Put sheets side by side, with captions."""
     width = sum(image.width for _, image in sheets)
     height = CAPTION + max(image.height for _, image in sheets)
     made = Image.new("RGB", (width, height), "white")

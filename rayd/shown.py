@@ -1,4 +1,4 @@
-"""How results show themselves: a line for Python's prompt, HTML for notebooks.
+"""Display of results: a line for Python's prompt, HTML for notebooks.
 
 Kept apart from the results, which call these functions by name, so that they stay light.
 """
@@ -47,7 +47,7 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
 
 
 def preformatted(text: str) -> str:
-    """Text in HTML, as it is."""
+    """Preformatted text in HTML."""
     return f"<pre>{escape(text)}</pre>"
 
 
@@ -130,7 +130,7 @@ def report_figure(report: Report) -> Figure:
 
 
 def run_figure(directory: Path) -> Figure:
-    """Curves of what a run's synthesis logged.
+    """Curves of the logged values of a run's synthesis.
 
     Raises:
         ArtifactError: it logged nothing that varies.

@@ -22,13 +22,14 @@ _END = object()
 
 
 class Steps(Iterator[Step], Closable):
-    """Logged steps of a synthesis, which waits while a step is looked at.
+    """Logged steps of a synthesis, which pauses during the body of the loop.
 
-    Leave the loop at any step, then `close` (or use it in a `with`): the run can be resumed. An
-    interrupt (Ctrl-C) closes it, too, as does leaving a loop that alone holds it.
+    The loop may be left at any step, followed by `close` (or use it in a `with`), and the run
+    resumed. An interrupt (Ctrl-C) also closes it, as does leaving a loop that holds the only
+    reference.
 
     Args:
-        start: runs the whole with a callback, in a thread of its own.
+        start: performs the run with a callback; called in a separate thread.
     """
 
     def __init__(self, start: Callable[[RunCallback], Any]):
@@ -98,12 +99,12 @@ class Steps(Iterator[Step], Closable):
 
 @dataclass
 class _Shared:
-    """What the loop and the thread of the run share."""
+    """State that the loop and the thread of the run share."""
 
     steps: queue.Queue[Any] = field(default_factory=queue.Queue)
     """Steps, and at last `_END`."""
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    """Lets the run go on after a step."""
+    """Lets the run continue after a step."""
     stopped: bool = False
     """Whether the loop was left."""
     error: BaseException | None = None
@@ -126,7 +127,7 @@ def _run(start: Callable[[RunCallback], Any], shared: _Shared) -> None:
 
 
 class _Handover(RunCallback):
-    """Hands each step to the loop, and waits until it asks for the next one."""
+    """Passes each step to the loop, and waits until it requests the next one."""
 
     def __init__(self, shared: _Shared):
         self._shared = shared

@@ -1,7 +1,7 @@
-"""Pictures in terminals that can show them: kitty's and iTerm's graphics, and sixels.
+"""Pictures in terminals: kitty's and iTerm's graphics protocols, and sixels.
 
-A terminal is known by its environment. `RAYD_PICTURES` chooses a protocol, or `none`: sixels are
-used only where it asks for them, as terminals do not say in their environment that they know them.
+A terminal is identified by its environment. `RAYD_PICTURES` selects a protocol, or `none`. Sixels
+are only used if it selects them, as terminals do not indicate support for them in the environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BAND = 6
 
 
 def protocol(stream: TextIO, environment: Mapping[str, str] | None = None) -> Protocol:
-    """How the terminal behind a stream shows pictures; `none` where it does not or is none.
+    """The picture protocol of a stream's terminal; `none` if it has none or is not a terminal.
 
     Raises:
         ConfigError: `RAYD_PICTURES` names no protocol.

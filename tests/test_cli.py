@@ -135,7 +135,7 @@ def test_filters_without_a_recipe_say_so(capsys):
     code, _, error = run(capsys, "recipes", "--method", "edcc")
     assert (code, "did you mean 'edc'?" in error) == (2, True)
     code, text, _ = run(capsys, "recipes", "--method", "kip", "--data", "imagenette")
-    assert (code, text) == (0, "No recipe is like that: 'rayd recipes --all' lists all of them.\n")
+    assert (code, text) == (0, "No recipe matches: 'rayd recipes --all' lists all of them.\n")
 
 
 def test_a_recipe_is_printed_below_its_results(capsys, monkeypatch):
@@ -669,7 +669,7 @@ def test_a_command_in_a_folder_that_is_gone_says_so(tmp_path, monkeypatch, capsy
     gone.rmdir()
     code, _, error = run(capsys, "distill", "digits", "--out", "run")
     assert code == 1
-    said = "rayd: The folder that this command was started in is gone; start it in another one.\n"
+    said = "rayd: The current folder no longer exists; run the command in another one.\n"
     assert error.endswith(said)
 
 

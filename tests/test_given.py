@@ -424,17 +424,17 @@ def test_a_set_is_evaluated_with_own_networks(tmp_path):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: rayd.compare(["runs/a", "runs/b"]), "A run or its directory is wanted. Got list"),
-        (lambda: rayd.report(None), "A run or its directory is wanted. Got NoneType"),
+        (lambda: rayd.compare(["runs/a", "runs/b"]), "Expected a run or its directory. Got list"),
+        (lambda: rayd.report(None), "Expected a run or its directory. Got NoneType"),
         (
             lambda: rayd.distill("digits", settings=[("ipc", 1)]),
             "Settings must be a mapping, .* Got list instead",
         ),
         (
             lambda: rayd.evaluate(SimpleNamespace(distilled=None)),
-            "directory is wanted. Got SimpleNamespace, whose set is its 'distilled'",
+            "directory. Got SimpleNamespace, whose set is its 'distilled'",
         ),
-        (lambda: rayd.load(3), "A distilled set or its directory is wanted. Got int instead"),
+        (lambda: rayd.load(3), "Expected a distilled set or its directory. Got int instead"),
         (
             lambda: rayd.distill("digits", callbacks=rayd.callbacks.RunCallback()),
             r"Callbacks must be a list, .* Got RunCallback instead",

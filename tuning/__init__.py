@@ -1,4 +1,4 @@
-"""Hyperparameter sweeps of recipes with Ray Tune, in which trials share common work.
+"""Hyperparameter sweeps of recipes with Ray Tune, in which trials share work.
 
 grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy

@@ -1,7 +1,7 @@
 """Charts of a sweep: importance of settings, and validation accuracy against each of them.
 
-`optuna.visualization` is not used: it draws through pyplot, whose style and backend belong to the
-user of a notebook, and shows neither a recipe's own settings nor the best ones.
+`optuna.visualization` is not used, as it draws through pyplot, whose style and backend are up to
+the user, and marks neither the recipe's own settings nor the best ones.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
 
 
 def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
-    """The same in the style of the caller."""
+    """Like `slices`, in the style of the caller."""
     done = finished(trials)
-    # settings that depend on others may have been drawn by no trial
-    keys = [key for key in space.domains if any(key in row.settings for row in done)]
-    keys = keys or list(space.domains)
+    # conditional settings may not have been drawn by any trial
+    drawn = set().union(*(row.settings for row in done))
+    keys = [key for key in space.domains if key in drawn] or list(space.domains)
     across = min(COLUMNS, len(keys))
     down = ceil(len(keys) / across)
     figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)
@@ -83,7 +83,7 @@ def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure
     for key, axes in zip(keys, grid.flat, strict=False):
         _slice(axes, space, key, done, best)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    # one subplot is too narrow for all in a row
+    # a single subplot is too narrow for all legend entries in one row
     ncols = 3 if across > 1 else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
     return figure
@@ -113,7 +113,7 @@ def _role(row: Row, best: Row | None) -> str:
 
 
 def _positions(axes: Axes, domains: Sequence[Domain], values: Sequence[Any]) -> list[Any]:
-    """Set up the horizontal axis of a setting, and place its values there.
+    """Set up the horizontal axis of a setting, and return the positions of values on it.
 
     Values that are not numbers are categories, in alphabetical order.
     """

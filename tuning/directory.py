@@ -1,4 +1,4 @@
-"""The directory of a sweep: its configuration, and whether a sweep in it can be continued."""
+"""The directory of a sweep: its configuration, and checks before a sweep is continued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = "tune"
 
 
 def prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
-    """Write the configuration of the sweep; return whether there is a sweep to be continued."""
+    """Write the configuration of a sweep; return whether there is a sweep to continue."""
     path = out / SWEEP
     space = plan.resolved.space
     requested = {
@@ -96,13 +96,13 @@ def read_space(out: Path) -> Space:
 def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:
     """Whether a search has begun in the directory of a sweep.
 
-    Ray Tune begins again if it cannot read its own files, and replaces the results. They are
-    therefore read here first.
+    Ray Tune starts over if it cannot read its own files, and overwrites the results, so they are
+    read here first.
 
     Raises:
-        OutputError: they cannot be read, or are gone although there are results.
+        OutputError: they cannot be read, or are missing although there are results.
     """
-    # the page of a sweep names its files without Ray
+    # imported here, as the page of a sweep uses this module without Ray
     from ray import tune
 
     from tuning.search import algorithm
@@ -120,7 +120,7 @@ def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:
         tune.ExperimentAnalysis(str(folder))
         algorithm(resolved, out).restore_from_dir(str(folder))
     except Exception as error:
-        # anything can be raised where a pickle refers to classes that are no longer there
+        # unpickling may raise anything if classes no longer exist
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutputError(
             f"The sweep in '{out}' cannot be continued, as '{folder.name}/' is damaged or was "
@@ -131,12 +131,12 @@ def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:
 
 
 def write_configuration(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the configuration of a sweep, with the mark by which it is known."""
+    """Write the configuration of a sweep, with the header that identifies it."""
     write_bytes(path, (MARK + yaml.safe_dump(content, sort_keys=False, width=120)).encode())
 
 
 def _extend(out: Path, space: Space, before: int) -> None:
-    """Prepare a sweep for more samples: rename the best results of fewer samples."""
+    """Prepare a sweep for more samples: rename the best run of fewer samples."""
     if space.samples < before:
         raise OutputError(
             f"'{out}' holds a sweep of {before} samples, which cannot be decreased; "

@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("uniform", "loguniform", "integer", "choice", "grid")
 
 
 def _with_numbers(values: Any) -> Any:
-    """Values of a file, numbers such as `1e-3` as numbers."""
+    """Convert values such as `1e-3`, which YAML reads as text, to numbers."""
     if not isinstance(values, list | tuple):
         return values
     return [as_number(value) if isinstance(value, str) else value for value in values]
@@ -30,9 +30,9 @@ class Domain(Settings):
     """Values of a setting, of exactly one kind."""
 
     uniform: tuple[float, float] | None = None
-    """Lower and upper end, uniform."""
+    """Lower and upper bound, uniform."""
     loguniform: tuple[float, float] | None = None
-    """Positive lower and upper end, uniform in the logarithm."""
+    """Positive lower and upper bound, uniform in the logarithm."""
     integer: tuple[int, int] | None = None
     """First and last integer, both included."""
     choice: Values | None = None
@@ -40,7 +40,7 @@ class Domain(Settings):
     grid: Values | None = None
     """Values that are all combined with every draw of the other settings."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Condition: settings by dotted key, with the value or list of values that they must have."""
+    """Condition: required value, or list of possible values, of other settings by dotted key."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Domain:
@@ -72,7 +72,7 @@ class Domain(Settings):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """Both ends, or all values."""
+        """Both bounds, or all values."""
         return cast("tuple[Any, ...]", getattr(self, self.kind))
 
     @property
@@ -82,7 +82,7 @@ class Domain(Settings):
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Representative values for validation: both ends and one between, or all values."""
+        """Representative values for validation: both bounds and one between, or all values."""
         if self.kind not in ("uniform", "loguniform"):
             return self.values
         low, high = self.values
@@ -97,7 +97,7 @@ class Domain(Settings):
         return value in self.values
 
     def clamped(self, value: Any) -> Any:
-        """Nearest value of a range; values of a choice are unchanged."""
+        """Nearest value in a range; values of a choice are unchanged."""
         if not self.numeric:
             return value
         nearest = min(max(value, self.values[0]), self.values[1])
@@ -105,10 +105,10 @@ class Domain(Settings):
 
 
 def listed(values: Any) -> list[Any]:
-    """A value, or several, as a list."""
+    """Wrap a single value in a list."""
     return list(values) if isinstance(values, list | tuple) else [values]
 
 
 def among(value: Any, values: Any) -> bool:
-    """Whether a value is that of a condition, or one of those of a condition."""
+    """Whether a value equals that of a condition, or is one of its values."""
     return value in listed(values)

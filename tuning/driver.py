@@ -74,7 +74,7 @@ def sweep(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tune.ResultGrid:
-    """Search a space, and write best settings, table of trials and statistics to `out`.
+    """Search a space, and write the best settings, a table of trials and statistics to `out`.
 
     Args:
         space: a built-in name, a YAML file, or the space itself.
@@ -131,7 +131,7 @@ def prepare(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SweepPlan:
-    """Plan the trials of a space, and reject what none of them could run. Does not start Ray.
+    """Plan the trials of a space, and reject spaces whose trials cannot run. Does not start Ray.
 
     Raises:
         RaydError: a setting does not exist or a value is invalid, or this machine cannot run a
@@ -150,7 +150,8 @@ def prepare(
     # all recipes of a space have the same images
     aside = _validation(first, data_root, progress)
     if aside:
-        # the best settings are distilled from all images, where nothing can be selected by others
+        # the best settings are distilled from all images, so nothing may be selected by validation
+        # images
         for recipe in (*resolved.own.values(), *(recipe for _, recipe in probed)):
             check_validation(recipe, False, first.data.title)
     validation = dict.fromkeys(resolved.own, aside)
@@ -210,7 +211,7 @@ def _check_machine(recipe: Recipe, workers: int) -> None:
 
 
 def _validation(recipe: Recipe, data_root: Path | None, progress: Progress) -> float:
-    """Fraction of the training images to be set aside for validation."""
+    """Fraction of the training images to set aside for validation."""
     splits = open_source(recipe.data.name, data_root, recipe.data).splits
     if recipe.data.validation_fraction > 0 or {"validation", "test"} <= splits.keys():
         return 0.0
@@ -252,9 +253,9 @@ def _search(
     )
     tuner = _tuner(trainable, resolved, out, concurrent)
     if going_on:
-        # The new tuner has replaced the saved one, so that neither its paths nor its classes are
-        # those of the beginning: the sweep may have been moved, or begun by an earlier version.
-        # What made trials fail may be mended by now: a full disk, a missing file, a device's memory.
+        # The new tuner replaces the saved one, so that paths and classes are current: the sweep may
+        # have been moved, or started by an earlier version. Failed trials are retried, as the cause
+        # may have been fixed: a full disk, a missing file, a device's memory.
         tuner = tune.Tuner.restore(str(out / NAME), trainable, resume_errored=True)
     expected = (
         space.samples if space.algorithm == "optuna" else len(points(resolved, space.samples))
@@ -295,7 +296,7 @@ def _tuner(
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=None if space.scheduler.name == "pbt" else 1
             ),
-            # finished trials are not used by population-based training
+            # population-based training does not use finished trials
             stop={"fraction": 1.0} if space.scheduler.name == "pbt" else None,
             callbacks=[Events(), JsonLoggerCallback(), CSVLoggerCallback()],
             verbose=0,

@@ -1,7 +1,7 @@
 """Live display of a sweep: a table on a terminal, lines otherwise.
 
-Ray Tune's own reporters print to standard output, which belongs to a command's result, and cannot
-be asked to be quiet.
+Ray Tune's own reporters print to standard output, which is reserved for a command's result, and
+cannot be silenced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tuning.space import ResolvedSpace
 ROWS = 20
 """Maximum number of trials in the table: active ones first, then the best."""
 NAMED = 4
-"""Maximum number of running trials in a line that says what they do."""
+"""Maximum number of running trials that a line describes."""
 SILENCE = 30.0
-"""Seconds without a line after which one says what the running trials do."""
+"""Seconds without a line after which one describes the running trials."""
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -34,14 +34,14 @@ class LiveTable:
     """Display of trials; a context manager.
 
     Args:
-        progress: where to display.
+        progress: display to use.
         resolved: the space.
         expected: expected number of trials.
-        directory: of the trials, where each keeps the status of its run.
+        directory: directory of the trials, where each keeps the status of its run.
     """
 
     active: LiveTable | None = None
-    """Receiver of Ray Tune's events: its callbacks are pickled, but a terminal cannot be."""
+    """Receiver of Ray Tune's events: callbacks are pickled, which a terminal cannot be."""
 
     def __init__(self, progress: Progress, resolved: ResolvedSpace, expected: int, directory: Path):
         self._progress = progress
@@ -104,7 +104,7 @@ class LiveTable:
         self._progress.log(sentence)
 
     def _now(self, trials: list[Any]) -> str:
-        """What the running trials do, and how many wait."""
+        """Description of the running trials, and the number that wait."""
         running = [trial for trial in trials if trial.status == "RUNNING"]
         parts = [f"trial {trial.trial_id} {self._activity(trial)}" for trial in running[:NAMED]]
         if len(running) > NAMED:
@@ -148,14 +148,14 @@ class LiveTable:
 
 
 def activity(folder: Path) -> str:
-    """What a running trial does, such as 'measure 3/20 shards', by the status of its latest run."""
+    """Current work of a trial, such as 'measure 3/20 shards', from the status of its latest run."""
     paths = list(folder.glob(f"run*/{status.NAME}"))
     if not paths:
         return "starts"
     try:
         found = read_json(max(paths, key=lambda path: path.stat().st_mtime))
     except (OSError, RaydError):
-        # being replaced
+        # the file is being replaced
         return "runs"
     if found.get("stage") is None:
         return "reads data"
@@ -196,7 +196,7 @@ def _line(trial: Any) -> str:
 
 
 def words(settings: dict[str, Any]) -> str:
-    """Format settings in a line."""
+    """Format settings as a line."""
     parts = []
     for key, value in settings.items():
         parts.append(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}")

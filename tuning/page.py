@@ -1,4 +1,4 @@
-"""A sweep as one HTML page: trials, importance of settings, accuracies against each, Pareto front."""
+"""A sweep as one HTML page: trials, importance of settings, accuracy by setting, Pareto front."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = {
     "storage_bytes": "storage (bytes)",
     "seconds": "time (s)",
 }
-"""Objectives in words."""
+"""Descriptions of objectives."""
 
 
 def write(directory: Path, to: Path | None = None) -> Path:
@@ -98,9 +98,10 @@ def render(directory: Path) -> str:
 def _summary(
     directory: Path, trials: Sequence[table.Row], best: table.Row | None
 ) -> Summary | None:
-    """The summary of a sweep; None where it is missing, or that of fewer trials.
+    """The summary of a sweep; None if it is missing or of fewer trials.
 
-    It is written after the best settings were tested, which a sweep may not have come to.
+    It is written after the best settings have been tested, which an interrupted sweep may not have
+    reached.
     """
     summary: Summary | None = optional(read_summary, directory)
     if summary is None or summary.trials != len(trials):
@@ -109,7 +110,7 @@ def _summary(
 
 
 def _untested(space: Space, trials: Sequence[table.Row]) -> Summary:
-    """What the trials alone say."""
+    """A summary from the trials only."""
     return Summary(
         space=space.name,
         trials=len(trials),
@@ -129,20 +130,20 @@ def read_trials(path: Path, space: Space) -> list[table.Row]:
     """The table of trials that a sweep wrote.
 
     Raises:
-        ArtifactError: a column is missing, or holds no number where one is due.
+        ArtifactError: a column is missing, or a value that should be a number is not.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [_row(line, space) for line in csv.DictReader(file)]
     except (KeyError, ValueError) as error:
         raise ArtifactError(
-            f"'{path}' is no table of trials as 'rayd tune' writes it ({error}); 'rayd tune' with "
-            "--resume writes it again."
+            f"'{path}' is not a table of trials written by 'rayd tune' ({error}); 'rayd tune' with "
+            "--resume rewrites it."
         ) from error
 
 
 def _row(line: Mapping[str, str], space: Space) -> table.Row:
-    """A line of the table."""
+    """Parse a line of the table."""
     settings = {}
     for key in space.domains:
         if line.get(key):
@@ -161,7 +162,7 @@ def _row(line: Mapping[str, str], space: Space) -> table.Row:
 
 
 def _parsed(cell: str) -> Any:
-    """A value of the table: text where it is nothing else."""
+    """Parse a value of the table; text if it is not a number or another literal."""
     try:
         return json.loads(cell.lower() if cell in ("True", "False") else cell)
     except json.JSONDecodeError:
@@ -173,7 +174,7 @@ def _number(cell: str | None) -> float | None:
 
 
 def _importance(shares: Mapping[str, float]) -> str | None:
-    """Bars of the importance of settings; None without any."""
+    """Chart of the importance of settings; None if there is none."""
     if not shares:
         return None
     with page_charts.page_style():
@@ -184,7 +185,7 @@ def _importance(shares: Mapping[str, float]) -> str | None:
 
 
 def _slices(space: Space, trials: Sequence[table.Row], best: table.Row | None) -> str:
-    """Accuracies against each setting."""
+    """Chart of accuracies against each setting."""
     with page_charts.page_style():
         figure = charts.draw_slices(space, trials, best)
         text = f"Validation accuracy of trials against {', '.join(space.domains)}."
@@ -194,7 +195,7 @@ def _slices(space: Space, trials: Sequence[table.Row], best: table.Row | None) -
 def _pareto(
     trials: Sequence[table.Row], front: Sequence[table.Row], objectives: Sequence[str]
 ) -> str:
-    """Trials by the first two objectives, those on the front joined."""
+    """Chart of trials by the first two objectives, with the Pareto front as a line."""
     with page_charts.page_style():
         figure: Figure = new_figure(page_charts.WIDTH, 360)
         axes = figure.subplots()
@@ -223,7 +224,7 @@ def _better(objective: str) -> str:
 
 
 def short_names(keys: Collection[str]) -> dict[str, str]:
-    """The last parts of dotted keys, as few as tell them apart.
+    """The shortest ends of dotted keys that distinguish them.
 
     >>> short_names(["synthesis.steps", "terms.moments.alpha", "objective.steps"])
     {'synthesis.steps': 'synthesis.steps', 'terms.moments.alpha': 'alpha', 'objective.steps': 'objective.steps'}

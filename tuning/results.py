@@ -1,4 +1,4 @@
-"""What a sweep leaves: tables, charts, and the best recipe, confirmed and tested."""
+"""Results of a sweep: tables, charts, and the best recipe, confirmed and tested."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress: Progress) -> None:
-    """Write what a sweep leaves into its directory; confirm and test the best settings.
+    """Write the results of a sweep into its directory; confirm and test the best settings.
 
-    Tables first, as they need nothing more: `results` of all trials, `pareto` of the optimal ones,
-    the tables of a study, and TensorBoard's. Then charts, `best.yaml` with its confirmations and its
-    test (which distil again), `summary.json`, and the page.
+    Tables come first, as they need no further computation: `results` of all trials, `pareto` of the
+    optimal ones, the tables of a study, and TensorBoard's. Then follow charts, `best.yaml` with its
+    confirmations and test (which distil again), `summary.json`, and the page.
 
     Raises:
         RunError: no trial finished; everything else is written.
@@ -98,7 +98,7 @@ def _with_tested_best(
 
 
 def _with_test(summary: Summary, report: Report) -> Summary:
-    """Add the test accuracy, over the students of all networks, as validation accuracies are."""
+    """Add the test accuracy over the students of all networks, as for validation accuracies."""
     students: list[float] = []
     for accuracy in _distilled_accuracies(report):
         students += accuracy.runs
@@ -109,8 +109,8 @@ def _with_test(summary: Summary, report: Report) -> Summary:
 
 
 def _distilled_accuracies(report: Report) -> list[Accuracy]:
-    """Accuracies of the distilled set, network after network, of the first tested epoch and under
-    the protocol's own labels and views, as those of trials.
+    """Accuracies of the distilled set by all networks, at the first tested epoch and under the
+    protocol's own labels and augmentation, as for trials.
     """
     by_network: dict[str, Accuracy] = {}
     for row in report.results:
@@ -126,7 +126,7 @@ def _draw(
     best: table.Row | None,
     shares: Mapping[str, float],
 ) -> None:
-    """Write the charts; results matter more, so that whatever goes wrong is a warning."""
+    """Write the charts; any failure is only a warning, as results matter more."""
     try:
         chart = charts.importance(shares, len(table.finished(trials)))
         write_bytes(out / "importance.png", as_png(chart))
@@ -139,7 +139,7 @@ def _draw(
 
 
 def _write_page(out: Path) -> None:
-    """Write the sweep as a page; whatever goes wrong is a warning, as for charts."""
+    """Write the page of the sweep; any failure is only a warning, as for charts."""
     try:
         page.write(out)
     except Exception as error:
@@ -147,7 +147,7 @@ def _write_page(out: Path) -> None:
 
 
 def best_recipe(plan: SweepPlan, best: table.Row) -> Recipe:
-    """Recipe with the best settings, and with the recipe's own images, students and resources."""
+    """Recipe with the best settings, but with its own data, students and resources."""
     name = plan.resolved.base(best.settings)
     return plan.resolved.recipe(best.settings).model_copy(
         update={"name": f"{plan.resolved.own[name].name}-tuned"}
@@ -197,7 +197,7 @@ def _test(
 def _confirm(
     plan: SweepPlan, best: table.Row, out: Path, progress: Progress
 ) -> dict[str, list[float]]:
-    """Distil again, with the best and with the recipe's own settings, and other seeds.
+    """Distil the best and the recipe's own settings again, with other seeds.
 
     Returns:
         Validation accuracies of the distillations, means over the networks, by `best` and `own`;
@@ -227,7 +227,7 @@ def _confirm(
                 progress=progress,
                 judged_on="validation",
             )
-            # judged on the validation split, so that these are not test accuracies
+            # evaluated on the validation split, so that these are not test accuracies
             by_network = [accuracy.mean for accuracy in _distilled_accuracies(done.report)]
             accuracies.setdefault(name, []).append(fmean(by_network))
     # equal settings are distilled once

@@ -1,4 +1,4 @@
-"""Search algorithms and schedulers: maps a space to Ray Tune and Optuna."""
+"""Search algorithms and schedulers: mapping of a space to Ray Tune and Optuna."""
 
 from __future__ import annotations
 
@@ -53,17 +53,16 @@ def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
         ConfigError: no draw is valid for the recipe.
     """
     space = resolved.space
-    grids = [
-        key
-        for key, domains in space.domains.items()
-        if any(domain.kind == "grid" for domain in domains)
-    ]
+    grids = []
+    for key, domains in space.domains.items():
+        if any(domain.kind == "grid" for domain in domains):
+            grids.append(key)
     found: list[Point] = []
     if not grids:
         own = [resolved.own_point(name) for name in space.base]
         found = [point for point in own if _can_begin(space, point)][:samples]
     combinations = list(product(*(_all_values(space, key) for key in grids)))
-    # where all is grids, a second draw would repeat the first
+    # if all domains are grids, a second draw would repeat the first
     requested = samples if len(grids) < len(space.domains) else 1
     draws = len(found)
     for number in range(len(found), AGAIN * samples):
@@ -79,7 +78,7 @@ def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
 
 
 def _can_begin(space: Space, point: Point) -> bool:
-    """Whether a recipe's own settings can be a trial: `pbt` perturbs every setting of a trial."""
+    """Whether a recipe's own settings can be a trial: `pbt` must be able to perturb each."""
     if space.scheduler.name != "pbt":
         return True
     for key, domains in space.search.items():
@@ -102,7 +101,7 @@ def _drawn(resolved: ResolvedSpace, number: int, given: Point) -> Point | None:
 
     Args:
         resolved: the space with its recipes.
-        number: of the draw.
+        number: number of the draw.
         given: values of all settings that have a grid.
 
     Returns:
@@ -167,7 +166,7 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
 
 
 UNLIMITED = 10**6
-"""Concurrent trials where no number is given: more than any cluster holds."""
+"""Concurrent trials if no number is given: more than any cluster holds."""
 
 
 class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
@@ -195,7 +194,7 @@ class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
         return _stored_in(self._out, super().next_trial())
 
     def get_state(self) -> dict[str, Any] | bool:
-        """Return the state that Ray saves: without what the present version and call decide."""
+        """Return the state that Ray saves, without parts that depend on the version and call."""
         state: dict[str, Any] | bool = super().get_state()
         if isinstance(state, dict):
             for name in self._own():
@@ -218,10 +217,10 @@ class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
 
 
 class ConcurrencyLimiter(tune.search.ConcurrencyLimiter):  # type: ignore[misc]
-    """Limits concurrent trials to the number of this call, whatever that of the saved state is."""
+    """Limits concurrent trials to the number of this call, overriding that of a saved state."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore a state, but for the number."""
+        """Restore a state, except for the limit."""
         most: int = self.max_concurrent  # type: ignore[has-type]
         super().set_state(state)
         self.max_concurrent = most
@@ -237,7 +236,7 @@ class OptunaProposals(SearchGenerator):  # type: ignore[misc]
     """
 
     def __init__(self, resolved: ResolvedSpace, out: Path, concurrent: int | None):
-        # always limited, so that a sweep may be continued with another number
+        # always with a limiter, so that a sweep can be continued with another limit
         most = concurrent or UNLIMITED
         super().__init__(ConcurrencyLimiter(optuna(resolved), max_concurrent=most))
         self._samples = resolved.space.samples
@@ -254,7 +253,7 @@ class OptunaProposals(SearchGenerator):  # type: ignore[misc]
 
 
 def _stored_in(out: Path, trial: Any) -> Any:
-    """Let a new trial write into the sweep's directory, which may have moved since its beginning.
+    """Let a new trial write into the sweep's directory, which may have been moved since its start.
 
     Ray Tune does that for trials that it restores, but not for those that a restored search
     algorithm adds.
@@ -277,7 +276,7 @@ def algorithm(resolved: ResolvedSpace, out: Path, concurrent: int | None = None)
 
 
 class _Optuna(OptunaSearch):  # type: ignore[misc]
-    """Optuna's search; its saved state is without the space, whose classes are rayd's own."""
+    """Optuna's search, whose saved state excludes the space, as that refers to rayd's classes."""
 
     _space: Any
 
@@ -344,8 +343,8 @@ def scheduler(resolved: ResolvedSpace) -> TrialScheduler | None:
             quantile_fraction=settings.quantile,
             resample_probability=settings.resample,
             custom_explore_fn=ClampToDomains(resolved),
-            # with more trials than concurrent slots, asynchronous exploitation would choose the
-            # same trials again and again, and never others
+            # with more trials than concurrent slots, asynchronous exploitation would keep choosing
+            # the same trials
             synch=True,
             log_config=False,
         )
@@ -353,9 +352,10 @@ def scheduler(resolved: ResolvedSpace) -> TrialScheduler | None:
 
 
 def _mutation(domain: Domain) -> Any:
-    """What `pbt` draws and perturbs a setting from: a range, or the values of a choice.
+    """Values from which `pbt` draws and perturbs a setting: a range, or the values of a choice.
 
-    A list is moved along; a choice of Ray Tune would be multiplied like a number.
+    In a list, perturbation moves to a neighbour; Ray Tune's `choice` would be multiplied like a
+    number.
     """
     return sampler(domain) if domain.numeric else list(domain.values)
 

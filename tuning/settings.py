@@ -1,4 +1,4 @@
-"""What the file of a search space holds, validated as far as the file alone can be.
+"""Content of the file of a search space, validated as far as possible without the recipes.
 
 Whether its values fit the recipes is checked in `tuning.space_check`.
 """
@@ -52,12 +52,12 @@ def _shown_keys(values: object) -> object:
 
 
 class PaperSeries(Settings):
-    """What a paper reports for the values of a setting, in percent."""
+    """A paper's results for the values of a setting, in percent."""
 
     table: str
     """Table or figure of the paper."""
     conditions: str = ""
-    """What the paper distilled and tested: data, images per class, network."""
+    """Conditions in the paper: data, images per class, network."""
     setting: str = ROW
     """The setting, by dotted key; by default the row."""
     values: Annotated[dict[str, str | float], BeforeValidator(_shown_keys), Field(min_length=1)]
@@ -166,7 +166,7 @@ class Space(Settings):
             raise ValueError(f"'scheduler: {self.scheduler.name}' needs 'rungs'")
 
     def _check_search(self) -> None:
-        """Refuse domains that the algorithm or the scheduler cannot draw from."""
+        """Refuse domains that the algorithm or the scheduler does not support."""
         domains = list(chain.from_iterable(self.search.values()))
         if self.algorithm == "optuna" and any(domain.kind == "grid" for domain in domains):
             raise ValueError(
@@ -192,11 +192,10 @@ class Space(Settings):
                         f"Got '{row[key]}' instead."
                     )
             above.append(name)
-        conditional = [
-            key
-            for key, domains in self.search.items()
-            if any(domain.kind != "grid" or domain.when for domain in domains)
-        ]
+        conditional = []
+        for key, domains in self.search.items():
+            if any(domain.kind != "grid" or domain.when for domain in domains):
+                conditional.append(key)
         if self.rows and conditional:
             raise ValueError(
                 f"'rows' are all tried: '{conditional[0]}' beside them must be a 'grid' "

@@ -12,8 +12,8 @@ A setting may have several domains with different conditions; the first whose co
 used. Conditions refer to the recipe and to settings listed earlier, including `recipe` (the chosen
 base) and `method`.
 
-A space that goes through all of its values is a study: grids, or rows, which are named settings that
-belong together and may build on a row above. `paper` holds what a paper reports for them, as printed:
+A space whose values are all tried is a study: grids, or rows, which are named groups of settings
+that may build on a row above. `paper` contains a paper's results for them, as printed:
 
     base: iid-digits
     rows:
@@ -51,8 +51,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Space:
     """Load a space by name or from a file, and override settings of its recipe.
 
-    A file may begin with `extends: <space>`: it then overrides that space. Files that it names,
-    there and as `base`, are those next to it, else those of the working directory.
+    A file may begin with `extends: <space>`: it then overrides that space. Files that are named
+    there or as `base` are looked up next to the file, then in the working directory.
 
     Raises:
         ConfigError: the space does not exist or is invalid.
@@ -67,7 +67,7 @@ def _tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     Args:
         path: the file.
-        above: the files that extend it, one after another.
+        above: the chain of files that extend it.
     """
     here = path.resolve()
     if here in above:
@@ -84,14 +84,14 @@ def _tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     below = _tree(_find(str(_next_to(path, under))), (*above, here))
     searches = (below.get("search", {}), tree.get("search", {}))
-    # what is no mapping is refused with the rest of the space
+    # anything but a mapping is refused with the rest of the space
     if all(isinstance(search, Mapping) for search in searches):
         tree["search"] = {**searches[0], **searches[1]}
     return {**below, **tree}
 
 
 def _next_to(path: Path, reference: object) -> object:
-    """What a file names: a file next to it where there is one, else what the name itself says."""
+    """Resolve a name in a file: a file of that name next to it, else the name itself."""
     if not isinstance(reference, str) or not recipes.is_file(reference):
         return reference
     beside = path.parent / reference
@@ -127,7 +127,7 @@ class ResolvedSpace:
         over = self.space.overrides
         where = f"recipe '{name}'"
         if len(self.space.base) > 1:
-            # merged without strict checks, as overrides may apply to some of the recipes only
+            # merged without strict checks, as overrides may apply to only some of the recipes
             return recipes.assemble(merge(tree, over), {}, where)
         return recipes.assemble(tree, over or None, where)
 
@@ -186,7 +186,7 @@ class ResolvedSpace:
         return value
 
     def domain(self, key: str, point: Mapping[str, Any]) -> Domain | None:
-        """Active domain of a setting, given earlier ones; None if no condition holds."""
+        """Active domain of a setting, given earlier values; None if no condition holds."""
         for domain in self.space.domains[key]:
             conditions = domain.when.items()
             if all(among(self.known_value(point, other), values) for other, values in conditions):

@@ -1,4 +1,4 @@
-"""Whether the values of a space fit its recipes, before any trial: representative ones of each domain.
+"""Check that the values of a space fit its recipes, before any trial, by representative values.
 
 The file itself is validated in `tuning.settings`.
 """
@@ -81,7 +81,7 @@ class SpaceCheck:
         space = self._space
         first = self._resolved.own[space.base[0]]
         for name, recipe in self._resolved.own.items():
-            # normalisation is the method's, who looks at the same images
+            # the normalisation belongs to the method; the images are the same
             alike = recipe.data.model_copy(update={"normalization": first.data.normalization})
             if alike != first.data:
                 raise ConfigError(
@@ -128,7 +128,7 @@ class SpaceCheck:
                     yield key, point
 
     def _probes_of_rows(self) -> Iterator[tuple[str, Point]]:
-        """Every row alone, and with each value of a grid."""
+        """Points of every row alone, and with each value of a grid."""
         for row in self._space.rows:
             yield ROW, {ROW: row}
             for key, domains in self._space.search.items():
@@ -139,7 +139,7 @@ class SpaceCheck:
         """Points with the representative values of a domain, on each recipe that reaches it."""
         for name in self._space.base:
             for value in domain.probes:
-                # a value of the choice between recipes belongs to its own recipe
+                # a value of the choice between recipes determines the recipe
                 if key == RECIPE and value != name:
                     continue
                 point = self._with(name, key, domain, value, ())
@@ -156,7 +156,7 @@ class SpaceCheck:
             key: the setting.
             domain: of the setting.
             value: in the domain.
-            above: settings whose conditions are being met, which is where this one came from.
+            above: chain of settings whose conditions this one has to fulfil.
         """
         several = len(self._space.base) > 1
         point: Point = {RECIPE: name} if several else {}
@@ -171,7 +171,7 @@ class SpaceCheck:
         return {other: point[other] for other in self._space.domains if other in point}
 
     def _with_any(self, name: str, key: str, values: Any, above: tuple[str, ...]) -> Point | None:
-        """Construct a point in which a setting has one of some values; None if it cannot."""
+        """Construct a point in which a setting has one of some values; None if impossible."""
         for domain in self._space.search.get(key, ()):
             fitting = next((value for value in listed(values) if domain.holds(value)), None)
             if fitting is None:
@@ -219,7 +219,7 @@ class SpaceCheck:
         if other not in (*keys, RECIPE) and all(lookup(dump, other) is None for dump in dumps):
             known = sorted({*keys, *chain.from_iterable(_keys(dump) for dump in dumps)})
             sentence = unknown("setting", other, known, f"the condition of '{key}'")
-            # the list of all known settings would be too long
+            # omit the list of all known settings, which would be too long
             raise ConfigError(sentence.split(" Known:")[0])
 
     def _check_perturbable(self, key: str, recipe: Recipe) -> None:
@@ -236,7 +236,7 @@ class SpaceCheck:
 
 
 def _measured(method: methods.Method) -> tuple[Any, ...]:
-    """Inputs of the measurements of a method."""
+    """Inputs of a method's measured statistics."""
     needs = [method.specs(group) for group in method.groups]
     return method.groups, needs, method.averaging is None
 

@@ -1,6 +1,6 @@
-"""Studies: spaces whose values are all tried, as a table and a chart beside a paper's values.
+"""Studies: spaces whose values are all tried, as a table and a chart with a paper's values.
 
-Trials that differ in their seed alone are distillations of the same settings and become one line.
+Trials that differ only in their seed are distillations of the same settings, and form one line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Line:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over distillations; of a single one, over its students."""
+        """Standard deviation over distillations, or over the students of a single one."""
         return stdev(self.accuracies) if len(self.accuracies) > 1 else self.students_std
 
 
@@ -97,7 +97,7 @@ def _order(resolved: ResolvedSpace, settings: Point) -> list[int]:
 
 
 def write(out: Path, resolved: ResolvedSpace, trials: Sequence[Row]) -> None:
-    """Write `study.csv` and `study.md`: our accuracies beside the paper's, in percent."""
+    """Write `study.csv` and `study.md`: our accuracies and the paper's, in percent."""
     found = lines(resolved, trials)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -128,13 +128,13 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
             cells.append(_printed(*value[:2]) if value else "–")
             if value and value[2]:
                 remark = f"- {series.table}, {line.name}: {value[2]}"
-                # columns of a table that are alike in a remark have it once
+                # a remark that several columns of a table share is printed once
                 if remark not in remarks:
                     remarks.append(remark)
         table.append(cells)
     text = [f"# {space.name}", "", space.summary, ""]
     for cells in table:
-        # a bar would end the cell
+        # an unescaped bar would end the cell
         escaped = (cell.replace("|", "\\|") for cell in cells)
         text.append(f"| {' | '.join(escaped)} |")
     text += [
@@ -146,7 +146,7 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
 
 
 def chart(resolved: ResolvedSpace, trials: Sequence[Row]) -> Image.Image:
-    """Draw our accuracies and, in a second panel with an axis of its own, the paper's."""
+    """Draw our accuracies and, in a second panel with a separate axis, the paper's."""
     space = resolved.space
     found = lines(resolved, trials)
     with styled():
@@ -207,7 +207,7 @@ def _percent(mean: float | None, std: float | None) -> str:
 
 
 def _fewer(line: Line, found: Sequence[Line]) -> str:
-    """How many distillations a line has, where trials of it failed: its deviation is over these."""
+    """Number of distillations of a line if trials of it failed, as its deviation is over these."""
     most = max(len(other.accuracies) for other in found)
     count = len(line.accuracies)
     if not count or count == most:
@@ -216,7 +216,7 @@ def _fewer(line: Line, found: Sequence[Line]) -> str:
 
 
 def _printed(mean: float, std: float | None) -> str:
-    """A paper's value in percent, with the digits that it has there."""
+    """A paper's value in percent, with the digits as printed."""
     numbers = [mean] if std is None else [mean, std]
     return " ± ".join(f"{round(100 * number, 6):g}" for number in numbers)
 
@@ -227,6 +227,6 @@ def _data(resolved: ResolvedSpace) -> str:
 
 
 def _repeats(found: Sequence[Line]) -> str:
-    """What deviations are over."""
+    """Description of what deviations are over."""
     distillations = max((len(line.accuracies) for line in found), default=0)
     return f"{distillations} distillations" if distillations > 1 else "students"

@@ -1,4 +1,4 @@
-"""Results of a finished sweep, in a few numbers and as a whole."""
+"""Results of a finished sweep: a summary, and the whole sweep."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Summary:
     pareto: list[str] = field(default_factory=list)
     """Pareto-optimal trials, if there are several objectives."""
     confirmed: dict[str, list[float]] = field(default_factory=dict)
-    """Validation accuracies of fresh distillations with the `best` and the recipe's `own`
+    """Validation accuracies of repeated distillations with the `best` and the recipe's `own`
     settings.
     """
 
@@ -101,17 +101,17 @@ class Sweep:
     """A finished sweep."""
 
     directory: Path
-    """Where its tables, charts and best recipe lie."""
+    """Directory of its tables, charts and best recipe."""
     space: Space
-    """What was searched."""
+    """The search space."""
     summary: Summary
-    """Its results."""
+    """Summary of the results."""
     trials: tuple[table.Row, ...]
     """All trials."""
 
     @classmethod
     def of(cls, out: str | Path, grid: tune.ResultGrid) -> Self:
-        """The sweep in a directory, with the results of `sweep`."""
+        """Read the results that `sweep` wrote into a directory."""
         directory = remote.local(out).resolve()
         space = read_space(directory)
         trials = table.rows(ResolvedSpace(space), grid, directory / "trials")

@@ -59,10 +59,10 @@ class Row:
 
 
 def rows(resolved: ResolvedSpace, grid: ResultGrid, directory: Path) -> list[Row]:
-    """Collect all trials: the recipes' own settings first, others by name.
+    """Collect all trials: those with the recipes' own settings first, others by name.
 
-    In a random search, names have the order of the draws. Ray Tune reverses its own order whenever
-    a sweep is resumed.
+    In a random search, names are in the order of the draws. (Ray Tune reverses its own order
+    whenever a sweep is resumed.)
     """
     own = [resolved.own_point(name) for name in resolved.space.base]
     found = []
@@ -147,20 +147,20 @@ def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
 
 def columns(resolved: ResolvedSpace, trials: Iterable[Row]) -> list[dict[str, Any]]:
     """Table of trials: one mapping per trial, with settings under their dotted keys."""
-    keys = list(resolved.space.domains)
-    return [
-        {
+    lines = []
+    for row in trials:
+        line = {
             "trial": row.trial,
             "status": row.status,
             "own_settings": row.own,
             "fraction": row.fraction,
-            **{number: getattr(row, number) for number in NUMBERS},
-            **{key: _cell(row.settings.get(key)) for key in keys},
-            "reason": row.reason,
-            "run": row.run,
         }
-        for row in trials
-    ]
+        for number in NUMBERS:
+            line[number] = getattr(row, number)
+        for key in resolved.space.domains:
+            line[key] = _cell(row.settings.get(key))
+        lines.append(line | {"reason": row.reason, "run": row.run})
+    return lines
 
 
 def _cell(value: Any) -> Any:
@@ -175,7 +175,9 @@ def write(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(table)
     write_bytes(path.with_suffix(".csv"), text.getvalue().encode())
     names = list(table[0]) if table else []
-    arrays = {name: _array([row[name] for row in table]) for name in names}
+    arrays = {}
+    for name in names:
+        arrays[name] = _array([row[name] for row in table])
     buffer = io.BytesIO()
     pq.write_table(pa.table(arrays), buffer)
     write_bytes(path.with_suffix(".parquet"), buffer.getvalue())
@@ -191,9 +193,9 @@ def _array(values: list[Any]) -> Any:
 def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]:
     """Importance of each setting for the validation accuracy, summing to 1, largest first.
 
-    It is Optuna's, by fANOVA in a random forest. Settings that some trials do not have, or that
-    never differ, are left out; with fewer than `FEWEST` finished trials, or with equal accuracies,
-    there is none.
+    Computed by Optuna's fANOVA, with a random forest. Settings that some trials do not have, or
+    that never vary, are left out; the result is empty for fewer than `FEWEST` finished trials, or
+    for equal accuracies.
     """
     done = finished(trials)
     keys = []
@@ -201,14 +203,14 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
         values = {json.dumps(row.settings.get(key)) for row in done}
         if len(values) > 1 and "null" not in values:
             keys.append(key)
-    # equal accuracies have no variance to be explained, which Optuna refuses
+    # equal accuracies have no variance to explain, which Optuna refuses
     accuracies = {row.validation_accuracy for row in done}
     if len(done) < FEWEST or not keys or len(accuracies) < 2:
         return {}
-    columns = {
-        key: _distribution(resolved.space.domains[key], [row.settings[key] for row in done])
-        for key in keys
-    }
+    columns = {}
+    for key in keys:
+        drawn = [row.settings[key] for row in done]
+        columns[key] = _distribution(resolved.space.domains[key], drawn)
     study = optuna.create_study(direction="maximize")
     for index, row in enumerate(done):
         trial = optuna.trial.create_trial(
@@ -225,7 +227,7 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
 def _distribution(domains: Sequence[Domain], values: list[Any]) -> tuple[Any, list[Any]]:
     """Optuna's distribution of a setting, and the values of the trials in it.
 
-    A recipe's own value may lie outside its domain, which is widened then.
+    If a recipe's own value lies outside the domain, the domain is widened.
     """
     if all(domain.numeric for domain in domains):
         ends = [end for domain in domains for end in domain.values]

@@ -1,8 +1,8 @@
-"""A trial: distils with given settings, and evaluates the set on the validation split.
+"""A trial: distil with given settings, and evaluate the set on the validation split.
 
 Evaluation takes place at the rungs and at the end. A trial is a run in its own directory, which is
-also its state: when it is started again, by Ray or after the driver was killed, it continues from
-there. Work shared with other trials is in the store and computed once. The test split is not used.
+also its state: when it is restarted, by Ray or after the driver was killed, it continues from
+there. Work that trials share is in the store and computed once. The test split is not used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LINGER = 60.0
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Inputs common to all trials of a sweep."""
+    """Inputs that all trials of a sweep share."""
 
     directory: Path
     """Directory of the trials."""
@@ -85,8 +85,8 @@ def threads(recipe: Recipe) -> int:
 def own_resources(recipe: Recipe, workers: int) -> ResourceSettings:
     """Settings of a trial's resources.
 
-    A trial without workers computes in a process of Ray, which may see GPUs that it did not
-    reserve and that other trials use: without `gpus_per_worker` it computes on the CPU.
+    A trial without workers computes in a Ray process, which may see GPUs that it has not reserved
+    and that other trials use; so without `gpus_per_worker` it computes on the CPU.
     """
     settings = recipe.resources
     device = settings.device
@@ -168,7 +168,7 @@ class _Trial:
         self._reported = set(reported)
 
     def run(self) -> None:
-        """Distil and evaluate, reporting each rung to Ray; earlier results are reported again."""
+        """Distil and evaluate, reporting each rung to Ray; a restart reports earlier ones again."""
         for record in self._records():
             if record["fraction"] < 1:
                 self._report(record)
@@ -195,7 +195,7 @@ class _Trial:
                     warm_start=self._warm_start,
                 )
             except OutputError as error:
-                # the process of a killed driver is still ending
+                # the process of a killed driver may still be shutting down
                 if "in use" not in str(error) or time.monotonic() - tried > LINGER:
                     raise
                 time.sleep(1.0)

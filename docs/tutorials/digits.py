@@ -11,7 +11,7 @@ import torch
 # ## Your own data, as tensors
 #
 # Images (n, channels, height, width) in [0, 1] with their classes. Here they are the handwritten digits of
-# scikit-learn; a torch data set, arrays or a Hugging Face data set do as well.
+# scikit-learn; a torch data set, arrays or a Hugging Face data set would work as well.
 # %%
 from sklearn.datasets import load_digits
 
@@ -26,8 +26,8 @@ test = (images[1400:], labels[1400:])
 # %% [markdown]
 # ## Distil
 #
-# One image per class, by distribution matching (DM), with small networks and few steps. The callback keeps the
-# losses. At the end of a cell, a run shows its images and its accuracies.
+# One image per class, by distribution matching (DM), with small networks and few steps. The
+# callback collects the losses. At the end of a cell, a run displays its images and its accuracies.
 
 # %%
 losses = []
@@ -67,7 +67,7 @@ run
 # %% [markdown]
 # ## Look at the result
 #
-# In a notebook the figures show themselves. Accuracies are fractions of the test images.
+# In a notebook the figures are displayed. Accuracies are fractions of the test images.
 
 # %%
 run.distilled.plot()
@@ -84,7 +84,7 @@ print(run.report.text())
 # %% [markdown]
 # ## Train on it
 #
-# Images are normalised, so the test images have to be, too.
+# The images are normalised, so the test images must be normalised in the same way.
 
 # %%
 distilled = rayd.load("runs/tutorial")
@@ -124,7 +124,7 @@ for _ in range(50):
 print(f"loss {own_losses[0]:.3f} at first, {own_losses[-1]:.3f} at last")
 
 # %% [markdown]
-# ## A page to send around
+# ## A page to share
 
 # %%
 page = rayd.report(run)

@@ -1,9 +1,9 @@
-"""Analyses of a distilled set: what it holds, how it trains, and where it gains.
+"""Analyses of a distilled set: its features, how networks train on it, and gains by class.
 
     analysis = rayd.analyses.analyse("runs/digits", "embedding")
     analysis.write(Path("pictures"))
 
-Each is a module with functions that take plain tensors and networks, such as
+Each analysis is a module with functions that take plain tensors and networks, such as
 `rayd.analyses.hessian.largest_eigenvalue`, and `analyse`, which applies them to a run.
 """
 
@@ -32,7 +32,7 @@ ANALYSES: Mapping[str, str] = {
     "lowrank": "mappers and bases of a low-rank set",
     "classes": "gain over random images, class by class",
 }
-"""What an analysis shows, by name."""
+"""Description of each analysis, by name."""
 
 _MODULES = {"ipc": "budgets"}
 
@@ -64,7 +64,7 @@ def analyse(
         others: further sets that it is compared with, for `ipc` and `images`.
         network: architecture; by default the first one that the recipe evaluates.
         seed: seed of all draws.
-        images: most real images that are used, the same number of every class; 0 for all. By
+        images: maximum number of real images, the same number of every class; 0 for all. By
             default 300 or 1000, and all for `gradients`.
         steps: optimizer steps of networks that are trained for an analysis.
         how: variant: `tsne`, `umap` or `pca` for `embedding`, `filter` or `features` for
@@ -74,7 +74,7 @@ def analyse(
         progress: where progress is shown; by default nowhere.
 
     Returns:
-        The picture with its numbers: `write` keeps it, `plot` shows it.
+        The picture with its numbers; `write` saves it, `plot` draws it.
 
     Raises:
         RaydError: the analysis is unknown, or the set lacks what it needs, in one sentence.
@@ -105,7 +105,7 @@ def run(
     progress: Progress | None = None,
     **options: Any,
 ) -> Analysis:
-    """The same as `analyse`, with messages that name options of the command line."""
+    """The same as `analyse`, with messages that refer to command line options."""
     if what not in ANALYSES:
         raise ConfigError(unknown("analysis", what, names()))
     from rayd.analyses.base import Options, Subject
@@ -131,11 +131,11 @@ def run(
 
 
 def check_free(folder: Path, what: str, overwrite: bool) -> None:
-    """Refuse a folder that holds the files of an analysis, before the work for it.
+    """Refuse a folder that already holds the files of an analysis, before computing anything.
 
     Raises:
-        OutputError: one of the files exists and must not be replaced, or the folder is, or is in, a
-            file, such as an export.
+        OutputError: one of the files exists and `overwrite` is not given, or the folder is, or lies
+            in, a file such as an export.
         ConfigError: the analysis is unknown.
     """
     if what not in ANALYSES:
@@ -150,7 +150,7 @@ def check_free(folder: Path, what: str, overwrite: bool) -> None:
 
 
 def files(folder: Path, what: str) -> tuple[Path, Path, Path]:
-    """Picture, page and numbers of an analysis in a folder."""
+    """Paths of the picture, page and numbers of an analysis in a folder."""
     return folder / f"{what}.png", folder / f"{what}.html", folder / f"{what}.json"
 
 

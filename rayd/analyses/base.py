@@ -1,4 +1,4 @@
-"""What analyses share: their subject, a set with its real data, and their result, a picture."""
+"""Common parts of analyses: the subject, a set with its real data, and the result, a picture."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of an analysis; None takes the analysis' own default."""
+    """Settings of an analysis; None uses the analysis' own default."""
 
     network: str | Mapping[str, Any] | None = None
     """Architecture; by default the first one that the recipe evaluates."""
     seed: int = 0
     """Seed of all draws."""
     images: int | None = None
-    """Most real images that are used, the same number of every class; 0 for all."""
+    """Maximum number of real images, the same number of every class; 0 for all."""
     steps: int = 300
     """Optimizer steps of networks that are trained for an analysis."""
     how: str | None = None
@@ -67,14 +67,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A picture with its numbers, and what they mean."""
+    """A picture with its numbers and an explanation."""
 
     name: str
     """Name of the analysis."""
     title: str
     """Heading."""
     explanation: str
-    """What the picture shows, in a sentence or two."""
+    """Explanation of the picture, in a sentence or two."""
     picture: Image.Image = field(repr=False)
     """The chart, RGB."""
     lines: tuple[str, ...]
@@ -103,7 +103,7 @@ class Analysis:
 
     def _repr_html_(self) -> str:
         source = base64.b64encode(as_png(self.picture)).decode()
-        # the title holds the name of a recipe, which a stranger's card may give
+        # the title contains the name of a recipe, which may come from an untrusted card
         image = f'<img alt="{escape(self.title)}" src="data:image/png;base64,{source}">'
         return image + shown.preformatted("\n".join(self.lines))
 
@@ -140,7 +140,7 @@ class Analysis:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A distilled set with the recipe that made it, and its real data on demand."""
+    """A distilled set with its recipe, and with its real data on demand."""
 
     directory: Path
     """Directory of the run or set."""
@@ -155,7 +155,7 @@ class Subject:
     cache: Path | None = None
     """Store of finished work that runs share."""
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
-    """Where progress is shown."""
+    """Display of progress."""
 
     @classmethod
     def at(cls, directory: str | Path, **rest: Any) -> Subject:
@@ -208,7 +208,7 @@ class Subject:
         return validate(NetworkSettings, given, "the network to analyse", "network")
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A fresh network, with a seed beside that of the options."""
+        """A fresh network; `seed` is combined with that of the options."""
         return networks.build(
             self.network,
             self.distilled.shape,
@@ -221,7 +221,7 @@ class Subject:
         options = self.options
         network = self.build(seed)
         self.progress.log(
-            f"a {self.network.label} learns {len(images):,} images for {options.steps:,} steps"
+            f"training a {self.network.label} on {len(images):,} images for {options.steps:,} steps"
         )
         return fit(network, images, labels, steps=options.steps, seed=options.seed)
 
@@ -232,7 +232,7 @@ class Subject:
 
         Args:
             split: images to draw from; by default the training split.
-            default: most images where the options do not say.
+            default: maximum number of images if the options do not set it.
             purpose: key of the draw: the same images for the same purpose and seed.
         """
         images = self.data.train if split is None else split
@@ -242,12 +242,10 @@ class Subject:
         return self.data.normalization(pixels), torch.from_numpy(images.labels[rows])
 
     def random(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Real images drawn at random, as many of each class as the set has.
+        """Random real images, as many of each class as the set has.
 
-        That is more than its budget where parameters make several images of one, as in partitioned
-        and low-rank sets.
-
-        Of a class with fewer images, they are taken again, as those of the baseline `random`.
+        That exceeds the budget if a stored image decodes to several, as in partitioned and low-rank
+        sets. Images of a class that has too few are repeated, as in the baseline `random`.
         """
         labels = self.distilled.hard_labels
         train = self.data.train

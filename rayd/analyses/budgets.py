@@ -1,12 +1,13 @@
-"""Accuracy over the budget: several runs of different numbers of images per class.
+"""Accuracy over the budget: several runs with different numbers of images per class.
 
-Nothing is trained: accuracies are those of the runs' reports.
+Nothing is trained; the accuracies are taken from the runs' reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -20,7 +21,7 @@ Curves = dict[str, dict[int, list[float]]]
 
 
 def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str, Curves]:
-    """Collect accuracies of several runs; those of equal budget are put together.
+    """Collect accuracies of several runs; runs of equal budget are pooled.
 
     Args:
         subjects: runs with reports.
@@ -52,7 +53,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
         results = subject.report.results
         networks += [one.network for one in results]
         network = network or results[0].network
-        # of several protocols, as later evaluations add them, the first counts
+        # later evaluations may have added other protocols: the first counts
         of_run: dict[str, tuple[float, ...]] = {}
         for one in results:
             if one.network == network and one.epoch == results[0].epoch:
@@ -106,17 +107,20 @@ def analyse(subject: Subject) -> Analysis:
         ),
         picture=chart(found, f"{subject.recipe.method} on {subject.recipe.data.title}"),
         lines=tuple(lines),
-        numbers={
-            "accuracies": {
-                name: {str(ipc): values for ipc, values in by_budget.items()}
-                for name, by_budget in found.items()
-            }
-        },
+        numbers={"accuracies": _plain(found)},
     )
 
 
+def _plain(found: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, Any]]:
+    """Convert budgets to text, as keys of JSON are."""
+    plain = {}
+    for name, by_budget in found.items():
+        plain[name] = {str(ipc): values for ipc, values in by_budget.items()}
+    return plain
+
+
 def chart(found: Mapping[str, Mapping[int, Sequence[float]]], title: str = "") -> Image.Image:
-    """Draw accuracies over images per class, a line for each set; that of the whole set is level."""
+    """Draw accuracies over images per class, a line for each set; the whole set's is horizontal."""
     from rayd.drawing import as_image, new_figure, styled
 
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})

@@ -1,4 +1,4 @@
-"""Class by class: what a distilled set gains over random images, and where it loses."""
+"""Gains and losses of a distilled set over random images, class by class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayd.evaluation.report import Report, SetResult
 from rayd.evaluation.variants import DISTILLED
 
 SHOWN = 40
-"""Most classes that are drawn: of more, those of the largest gain and loss."""
+"""Maximum number of classes to draw; of more, those with the largest gains and losses."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def gains(
     Args:
         report: the evaluation.
         names: one per class, in label order.
-        baseline: set that is compared with.
+        baseline: the set to compare with.
         network: label of the architecture; by default the first of the report.
 
     Raises:
@@ -121,7 +121,7 @@ def chart(found: Sequence[ClassGain], baseline: str = "random", title: str = "")
 
 
 def _terms(report: Report, baseline: str, network: str) -> str:
-    """What the two sets that are compared have in common, in words."""
+    """Describe what the two results have in common: labels and protocol."""
     ours, theirs = _pair(report, baseline, network)
     assert ours is not None
     assert theirs is not None
@@ -132,8 +132,8 @@ def _terms(report: Report, baseline: str, network: str) -> str:
 
 
 def _pair(report: Report, baseline: str, network: str) -> tuple[SetResult | None, SetResult | None]:
-    """The first results on the distilled set and on a baseline: of one protocol and under labels of
-    one kind, where the report has such a pair.
+    """The first results on the distilled set and on a baseline; if possible of one protocol and
+    under labels of one kind.
     """
     augmented = [one for one in report.results if one.network == network and one.augmented]
     distilled = [one for one in augmented if one.set == DISTILLED]
@@ -151,7 +151,7 @@ def _pair(report: Report, baseline: str, network: str) -> tuple[SetResult | None
 
 
 def _ends(ordered: Sequence[ClassGain], most: int) -> list[ClassGain]:
-    """The first and the last of a long list."""
+    """The first and the last lines of a long list."""
     if len(ordered) <= most:
         return list(ordered)
     return [*ordered[: most // 2], *ordered[-(most - most // 2) :]]

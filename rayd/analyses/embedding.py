@@ -1,9 +1,9 @@
-"""Features of real and synthetic images in the plane: do synthetic ones lie where real ones do?
+"""Features of real and synthetic images in the plane: do synthetic ones lie among real ones?
 
-Features are the input of the classifier of a network that was trained on real images. Distances in
-a t-SNE or UMAP picture are those between neighbours alone; how far apart groups lie means nothing.
-Beside the picture stands a number that does not depend on it: the share of real images whose
-nearest synthetic image, in feature space, is of their class.
+Features are the input of the classifier of a network that was trained on real images. In a t-SNE or
+UMAP picture only distances between neighbours are meaningful, not those between clusters. A number
+that does not depend on the picture is reported with it: the share of real images whose nearest
+synthetic image, in feature space, is of the same class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rayd.networks import FeatureExtractor, LayerRole
 METHODS = ("tsne", "umap", "pca")
 """Ways to embed; `umap` needs the package umap-learn."""
 SHOWN = 10
-"""Most classes that are drawn."""
+"""Maximum number of classes to draw."""
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def features(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tenso
     """Inputs of a network's classifier.
 
     Args:
-        network: any module with a linear classifier; used in its present mode.
+        network: any module with a linear classifier; used in its current mode.
         images: network input (n, C, H, W).
         batch_size: images of a forward pass.
 
@@ -52,7 +52,7 @@ def features(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tenso
 
 
 def check_available(how: str) -> None:
-    """Refuse a way to embed that is unknown or whose package is missing, before the work for it.
+    """Refuse an embedding that is unknown or whose package is missing, before computing features.
 
     Raises:
         ConfigError: it is.
@@ -93,7 +93,7 @@ def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
         return _tensor(_umap(values, seed))
     from sklearn.decomposition import PCA
 
-    # distances of the leading components are close to all and cost a fraction
+    # distances of the leading components are close to those of all, in a fraction of the time
     leading = min(50, *values.shape)
     reduced = PCA(leading, random_state=seed).fit_transform(values)
     if how == "pca":
@@ -106,7 +106,7 @@ def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
 
 
 def covered(real: Tensor, labels: Tensor, synthetic: Tensor, theirs: Tensor) -> float:
-    """Share of real points whose nearest synthetic point has their label.
+    """Share of real points whose nearest synthetic point has the same label.
 
     Args:
         real: features (n, d).
@@ -119,7 +119,7 @@ def covered(real: Tensor, labels: Tensor, synthetic: Tensor, theirs: Tensor) -> 
 
 
 def analyse(subject: Subject) -> Analysis:
-    """Embed a sample of the real images, the synthetic ones, and random ones of their number."""
+    """Embed real and synthetic images; compare their coverage with that of random images."""
     how = subject.options.how or "tsne"
     check_available(how)
     real, labels = subject.sample()
@@ -141,7 +141,7 @@ def analyse(subject: Subject) -> Analysis:
         subject.distilled.class_names,
         title=f"{subject.title}: features by {_name(how)}",
     )
-    # all of them are embedded, but colours do not tell more classes apart
+    # all of them are embedded, but there are no more colours that can be distinguished
     drawn_classes = ""
     if subject.distilled.classes > SHOWN:
         drawn_classes = f" Of {subject.distilled.classes} classes, the first {SHOWN} are drawn."
@@ -151,8 +151,8 @@ def analyse(subject: Subject) -> Analysis:
         explanation=(
             f"{len(real)} real images (dots) and the synthetic ones (stars), as the last features "
             f"of a {subject.network.label} trained on the real ones, embedded by {_name(how)}."
-            f"{drawn_classes} Synthetic images that serve their class lie in or at the middle of "
-            "its cloud."
+            f"{drawn_classes} Synthetic images that represent their class lie in or near the "
+            "middle of its cloud."
         ),
         picture=picture,
         lines=(
@@ -184,7 +184,7 @@ def chart(
     """
     from rayd.drawing import as_image, new_figure, styled
 
-    # few stars are large, many small, so that they do not hide each other
+    # the more stars, the smaller, so that they do not hide each other
     size = float(np.clip(9000 / max(len(theirs), 1), 25, 220))
     with styled():
         figure = new_figure(820, 640)

@@ -1,4 +1,4 @@
-r"""Cosine of a set's gradient with the whole training set's: does a step on it point the same way?
+r"""Cosine between gradients on a set and on the whole training set: do steps point the same way?
 
 For the mean cross-entropy L of a network with weights :math:`\theta` on a set S and on the whole
 training set R,
@@ -6,8 +6,8 @@ training set R,
 .. math:: \cos = \frac{\langle \nabla L_S(\theta), \nabla L_R(\theta) \rangle}
                       {\|\nabla L_S(\theta)\| \, \|\nabla L_R(\theta)\|}.
 
-The gradient of R is exact: the sum over all its images, in batches, in float64. The network is in
-eval mode, in which images do not influence each other.
+The gradient on R is exact: a sum over all its images, in batches, in float64. The network is in
+eval mode, so that images do not influence each other.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ AT = (0, 10, 30, 100, 300)
 
 
 def gradient(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> Tensor:
-    """Gradient of the mean cross-entropy by all parameters, exact over batches.
+    """Gradient of the mean cross-entropy with respect to all parameters, exact over batches.
 
     Args:
-        network: used in eval mode, and left in its own.
+        network: used in eval mode; its own mode is restored.
         images: network input (n, C, H, W).
         labels: class indices (n,), or soft labels (n, classes).
         batch_size: images of a backward pass; the result depends on it by rounding only.
 
     Returns:
-        One vector, float64 on the CPU.
+        One vector (parameters,), float64 on the CPU.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
@@ -68,7 +68,7 @@ def analyse(subject: Subject) -> Analysis:
     whole = subject.sample(default=0)
     sets: dict[str, Sequence[tuple[Tensor, Tensor]]] = {
         "distilled": [(subject.distilled.images, subject.distilled.labels)],
-        # several draws: one random set may be lucky
+        # several draws, as a single random set varies
         "random": [subject.random(seed) for seed in range(3)],
     }
     at = sorted({step for step in AT if step <= options.steps} | {options.steps})

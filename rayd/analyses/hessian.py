@@ -1,6 +1,6 @@
 r"""Largest eigenvalue of the Hessian of a loss, by power iteration, without forming the matrix.
 
-With a loss :math:`L(\theta)` the product of its Hessian with a vector is a second backward pass,
+For a loss :math:`L(\theta)`, the product of its Hessian with a vector is a second backward pass,
 
 .. math:: H v = \nabla_\theta \langle \nabla_\theta L, v \rangle,
 

@@ -1,6 +1,6 @@
-"""Images of several runs side by side: what filters, terms or other settings make of them.
+"""Images of several runs side by side, to show the effect of filters, terms or other settings.
 
-Every run is a column of the same classes; its caption says the settings in which it differs from
+Every run is a column of the same classes; its caption lists the settings in which it differs from
 the others.
 """
 
@@ -19,31 +19,37 @@ from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 
 CLASSES = 10
-"""Most classes that are drawn, a row each."""
+"""Maximum number of classes to draw, a row each."""
 EACH = 3
-"""Most images of each class and run."""
+"""Maximum number of images per class and run."""
 SETTINGS = 5
-"""Most settings in a caption."""
+"""Maximum number of settings in a caption."""
 WIDE = 30
-"""Most characters of a line of a caption: more would run into the next one."""
+"""Maximum number of characters per line of a caption; more would run into the next caption."""
 APART = ("name", "summary", "paper", "measured", "resources")
 """Fields of a recipe that do not change its images."""
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Settings, by dotted key, in which configurations differ, for each of them.
+    """Settings in which configurations differ: for each configuration, its values by dotted key.
 
     >>> differences([{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}])
     [{'seed': 0}, {'seed': 1}]
     """
-    leaves = [flat({k: v for k, v in config.items() if k not in APART}) for config in configs]
-    keys = sorted({key for one in leaves for key in one})
+    leaves = []
+    for config in configs:
+        compared = {key: value for key, value in config.items() if key not in APART}
+        leaves.append(flat(compared))
+    keys = sorted(set().union(*leaves))
     varying = []
     for key in keys:
         values = [one.get(key) for one in leaves]
         if any(value != values[0] for value in values):
             varying.append(key)
-    return [{key: one.get(key) for key in varying} for one in leaves]
+    found = []
+    for one in leaves:
+        found.append({key: one.get(key) for key in varying})
+    return found
 
 
 def analyse(subject: Subject) -> Analysis:
@@ -125,7 +131,7 @@ def chart(sets: Sequence[Distilled], captions: Sequence[str]) -> Image.Image:
 def mosaic(distilled: Distilled, classes: int, each: int) -> np.ndarray[Any, Any]:
     """Images of the first classes as one array (rows, columns[, 3]), uint8.
 
-    Images are apart by white lines; where a class has fewer than `each`, its row is white.
+    White lines separate the images; the row of a class with fewer than `each` is padded with white.
     """
     labels = distilled.hard_labels
     _, height, width = distilled.shape
@@ -155,7 +161,7 @@ def _few(distilled: Distilled) -> str:
 
 
 def _drawn(distilled: Distilled) -> str:
-    """Which classes are drawn."""
+    """Description of the classes that are drawn."""
     if distilled.classes <= CLASSES:
         return "each class"
     return f"the first {CLASSES} of {distilled.classes} classes"

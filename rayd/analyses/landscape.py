@@ -1,8 +1,8 @@
 r"""The loss around a network's weights, along two random directions.
 
 Directions are normalised by filter (Li et al., "Visualizing the Loss Landscape of Neural Nets",
-NeurIPS 2018): each filter of a direction has the norm of the network's own, so that pictures of
-networks of different scale compare; biases and normalisations stay where they are. With directions
+NeurIPS 2018): each filter of a direction has the norm of the network's own, so that networks of
+different scale are comparable; biases and normalisations stay fixed. With directions
 :math:`\delta, \eta` the picture is :math:`L(\theta + a\,\delta + b\,\eta)`.
 """
 
@@ -39,8 +39,8 @@ class Landscape:
 
     @property
     def rise(self) -> float:
-        """Mean rise of the loss at the distance of half the radius, along either direction; of a
-        grid without a point there, at the next one outwards.
+        """Mean rise of the loss at half the radius along both directions, or at the next grid point
+        outwards.
         """
         quarter = len(self.places) // 4
         middle = len(self.places) // 2
@@ -95,7 +95,7 @@ def landscape(
 
     Args:
         network: its weights are moved.
-        loss: value of the loss at the network's present weights.
+        loss: computes the loss at the network's current weights.
         first: direction by parameter name.
         second: the other direction.
         radius: largest coordinate.
@@ -151,10 +151,9 @@ def analyse(subject: Subject) -> Analysis:
         name="landscape",
         title=f"Loss around trained networks: {subject.title}",
         explanation=(
-            "Cross-entropy around the weights (cross) where a "
-            f"{subject.network.label} ends that was trained on each set for "
-            f"{subject.options.steps} steps, along two random directions normalised by filter: on "
-            f"the images it was trained on, and on {len(real)} real ones."
+            f"Cross-entropy around the final weights (cross) of a {subject.network.label} that was "
+            f"trained on each set for {subject.options.steps} steps, along two random directions "
+            f"normalised by filter: on its training images, and on {len(real)} real ones."
         ),
         picture=chart(found, subject.title),
         lines=tuple(lines),
@@ -173,7 +172,7 @@ def chart(found: dict[str, dict[str, Landscape]], title: str = "") -> Image.Imag
         figure = new_figure(420 * len(columns), 340 * len(found) + 40)
         grid = figure.subplots(len(found), len(columns), squeeze=False)
         for number, where in enumerate(columns):
-            # a scale for each set of images: losses on real ones differ by less
+            # separate scales for each set of images, as losses on real ones vary less
             values = torch.stack([by_set[where].losses for by_set in found.values()])
             low = max(float(values.min()), 1e-4)
             high = max(float(values.max()), 1.1 * low)
@@ -196,7 +195,7 @@ def chart(found: dict[str, dict[str, Landscape]], title: str = "") -> Image.Imag
             bar = figure.colorbar(drawn, ax=grid[:, number])
             bar.set_ticks([levels[place] for place in range(0, 25, 6)])
             bar.ax.minorticks_off()
-            # without its markup, which is switched off for the names of runs
+            # without mathtext, which is disabled because of the names of runs
             bar.ax.yaxis.set_major_formatter("{x:.3g}")
         figure.suptitle(f"Cross-entropy: {title}" if title else "Cross-entropy")
         return as_image(figure)

@@ -1,8 +1,8 @@
-"""Mappers and bases of a low-rank set: what its images share, and what each has of its own.
+"""Mappers and bases of a low-rank set: the factors that images share, and those of each image.
 
-An image is U Sigma V^T channel by channel: the columns of U and the rows of V^T belong to all
-images of a mapper set, Sigma to one (`rayd.synthetic.lowrank`). The spectrum of an image's Sigma
-says how much of the rank it uses.
+An image is U Sigma V^T channel by channel: all images of a mapper set share U and V^T, and each has
+its own Sigma (`rayd.synthetic.lowrank`). The spectrum of an image's Sigma shows how much of the
+rank it uses.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rayd.analyses.base import Analysis, Subject
 from rayd.errors import ArtifactError
 
 SETS = 4
-"""Mapper sets that are drawn, a row each."""
+"""Maximum number of mapper sets to draw, a row each."""
 IMAGES = 3
-"""Images of a set that are drawn."""
+"""Maximum number of images to draw per set."""
 
 
 def factors(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ def factors(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
 def effective_rank(bases: Tensor) -> Tensor:
     """Exponential of the entropy of each matrix's normalised singular values.
 
-    It is 1 for a matrix of rank one, r where all r singular values are equal.
+    It is 1 for a matrix of rank one, and r if all r singular values are equal.
 
     Args:
         bases: (..., r, r).
@@ -93,7 +93,7 @@ def analyse(subject: Subject) -> Analysis:
 
 
 def _classes(subject: Subject) -> list[str]:
-    """Name of the class of every image, of the likeliest one where labels are soft."""
+    """Name of the class of every image; of the likeliest class if labels are soft."""
     names = subject.distilled.class_names
     return [names[label] for label in subject.distilled.hard_labels.tolist()]
 

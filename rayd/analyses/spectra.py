@@ -1,8 +1,8 @@
 """Spectra of feature correlations of real and synthetic images, layer by layer.
 
-Of a method that matches correlations through a filter (CFM, UniDD) they are those of its own
-observers, with the filter's response (`rayd.engine.spectra_of_run`). Of other methods, those of a network
-trained on real images: a set that lacks the small eigenvalues lacks detail.
+For a method that matches correlations through a filter (CFM, UniDD), the spectra are those in its
+own observers, with the filter's response (`rayd.engine.spectra_of_run`). For other methods, they
+are those in a network trained on real images: a set that lacks the small eigenvalues lacks detail.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from rayd.statistics import Covariance
 WAYS = ("filter", "features")
 """Observers of the run with its filter; a network trained for the analysis."""
 NAMES = 56
-"""Most characters of a layer's name in the table."""
+"""Maximum number of characters of a layer's name in the table."""
 
 
 @torch.no_grad()
 def covariances(
     network: nn.Module, images: Tensor, batch_size: int = 250
 ) -> tuple[list[str], list[Covariance]]:
-    """Covariances over images and places of the inputs of a network's convolutions.
+    """Covariances, over images and positions, of the inputs of a network's convolutions.
 
     Args:
-        network: any network with convolutions; used in its present mode.
+        network: any network with convolutions; used in its current mode.
         images: network input (n, C, H, W).
         batch_size: images of a forward pass.
 
     Returns:
-        Names of the layers, and a covariance (one row) of each.
+        Names of the layers, and a covariance for each (with one row, for all classes).
 
     Raises:
         ConfigError: the network has no convolutions.
@@ -61,9 +61,9 @@ def covariances(
 
 
 def missing(layer: LayerSpectrum, share: float = 0.01) -> float:
-    """Share of directions in which synthetic variance is below `share` of the real one's, by rank.
+    """Share of directions, by rank, whose synthetic variance is below `share` of the real one.
 
-    Directions without real variance do not count.
+    Directions without real variance are not counted.
     """
     known = layer.real > 1e-9 * layer.real.max()
     if not bool(known.any()):
@@ -122,7 +122,7 @@ def analyse(subject: Subject) -> Analysis:
 
 
 def table(layers: Sequence[LayerSpectrum]) -> tuple[str, ...]:
-    """Format the directions that each layer lacks, a line each."""
+    """Format the share of missing directions, a line for each layer."""
     width = min(max(len("layer"), *(len(layer.name) for layer in layers)), NAMES)
     lines = [f"{'layer':<{width}}  directions  lacking"]
     for layer in layers:

@@ -1,11 +1,11 @@
-"""Accuracy over the steps of the synthesis: students of the set as it was at several steps.
+"""Accuracy over the steps of the synthesis: students of snapshots of the set.
 
-The callback `snapshots` keeps the set in the run's directory while it is learned:
+The callback `snapshots` saves the set in the run's directory during the synthesis:
 
     rayd distill digits "callbacks=[{name: snapshots, every: 5}]" --out runs/digits
     rayd analyse runs/digits steps
 
-A student sees the test split; to choose the number of steps, judge a run on its validation split
+Students are tested on the test split; to choose the number of steps, use the validation split
 (`early-stopping`).
 """
 
@@ -27,14 +27,14 @@ from rayd.evaluation.report import SetResult
 from rayd.evaluation.variants import DISTILLED
 
 MOST = 12
-"""Most sets that are evaluated; of more, some in equal distances are chosen."""
+"""Maximum number of sets to evaluate; of more, an evenly spaced selection."""
 
 
 def snapshots(directory: Path) -> list[tuple[int, Path]]:
-    """Steps and directories of the sets that a run kept, in order.
+    """Steps and directories of a run's snapshots, in order.
 
     Raises:
-        ArtifactError: it kept none.
+        ArtifactError: there are none.
     """
     found = []
     for path in (directory / SNAPSHOTS).glob("step-*"):
@@ -50,7 +50,7 @@ def snapshots(directory: Path) -> list[tuple[int, Path]]:
 
 
 def analyse(subject: Subject) -> Analysis:
-    """Evaluate the sets that a run kept, and draw their accuracies with those of its baselines."""
+    """Evaluate a run's snapshots, and draw their accuracies with those of its baselines."""
     kept = snapshots(subject.directory)
     last = int(subject.distilled.card.get("steps") or 0)
     if kept[-1][0] < last:
@@ -93,8 +93,8 @@ def evaluated(subject: Subject, distilled: Distilled) -> SetResult:
         "evaluation": {"networks": [network], "baselines": [], "comparisons": []}
     }
     if subject.recipe.labels.kind == "stored":
-        # stored labels are those of the finished set; the same order, crops and mixes of batches
-        # make the same students of it
+        # stored labels are those of the finished set; online ones with the same seed give the same
+        # students
         overrides["labels"] = {"kind": "online", "seed": subject.recipe.labels.stored_seed}
     report = evaluate_distilled(
         distilled, overrides, subject.data_root, subject.cache, subject.progress
@@ -105,7 +105,7 @@ def evaluated(subject: Subject, distilled: Distilled) -> SetResult:
 def chart(
     results: Mapping[int, SetResult], references: Mapping[str, float], title: str = ""
 ) -> Image.Image:
-    """Draw accuracies over steps, with a line across for each reference."""
+    """Draw accuracies over steps, with a horizontal line for each reference."""
     from rayd.drawing import as_image, new_figure, styled
 
     steps: Sequence[int] = list(results)

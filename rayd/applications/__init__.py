@@ -1,8 +1,8 @@
-"""Uses of distilled sets beyond training one network: each a function, a command and a chart.
+"""Applications of distilled sets: each is a function, a command and a chart.
 
 - `rayd.applications.ranking`: does the set rank architectures as the whole data do?
-- `rayd.applications.continual`: classes that come one group after another, with a memory of a few
-  images for each class seen.
+- `rayd.applications.continual`: can a network learn classes that arrive in groups, from a memory of
+  a few images per class?
 - `rayd.applications.slimming`: which channels of a network can be pruned, without the real data?
 
 They are imported on first use.

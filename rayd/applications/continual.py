@@ -2,18 +2,18 @@ r"""Class-incremental learning: groups of classes arrive in turn, and a memory k
 
 The protocol of Zhao and Bilen (WACV 2023), after GDumb (Prabhu et al., ECCV 2020): the classes, in
 an order drawn for each of several runs, are cut into equal steps. In each step only the images of
-its classes are there, and a budget of images for each class goes into the memory: distilled,
+its classes are available, and a budget of images per class is added to the memory: distilled,
 selected or drawn. A fresh network is then trained on the memory alone, and tested on the test
 images of all classes seen so far.
 
-- A distilling method sees one step's classes at a time, as a data set of its own, so that no later
-  class shapes an earlier memory. Its images are kept as pixels of 8 bits, like real ones (values
-  out of range are clipped), and normalised together.
-- A distilling method may have soft labels by teachers (EDC): these know the classes of one step
-  alone, so networks are trained on the memory under hard labels.
-- `random` and `herding` choose real images. `whole` keeps all of them: what a memory without limit
-  would reach.
-- Orders and students are numbered from 0, the same for all methods, so that differences are paired.
+- A method distils the classes of one step at a time, as a separate data set, so that no later class
+  affects an earlier memory. Its images are kept as 8-bit pixels, like real ones (values out of
+  range are clipped), and normalised together.
+- Teachers (of EDC, for example) would know the classes of one step only, so networks are trained on
+  the memory under hard labels.
+- `random` and `herding` choose real images. `whole` keeps all of them, as an upper bound.
+- Class orders and students are seeded by their numbers from 0, for all methods, so that differences
+  are paired.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Curve:
 
     @property
     def stds(self) -> tuple[float, ...]:
-        """Sample standard deviation over orders and students after each step; 0 for a single."""
+        """Sample standard deviation over orders and students after each step; 0 for one value."""
         return tuple(stdev(row) if len(row) > 1 else 0.0 for row in self.accuracies)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Scenario:
-    """What all memories of an experiment share."""
+    """Parts of an experiment that all memories share."""
 
     recipe: Recipe
     data: ImageData
@@ -87,7 +87,7 @@ class _Scenario:
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
-        """All classes, in the order of their arrival."""
+        """All classes, in order of arrival."""
         return np.concatenate(self.steps)
 
 
@@ -102,12 +102,12 @@ def learn(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Curve, ...]:
-    """Learn groups of classes one after another with different memories.
+    """Compare memories by learning groups of classes one after another.
 
     Args:
         recipe: data, budget per class, method of `distilled`, and the protocol of the students
             (`evaluation`, of which the first network, `seeds` and hard labels are used); its
-            `resources` are those of all distillations.
+            `resources` apply to all distillations.
         out: directory of the distillations, one run for each order and step.
         steps: number of groups; must divide the number of classes.
         orders: number of class orders.
@@ -132,7 +132,9 @@ def learn(
     data = read(recipe.data, data_root, cache, progress)
     makers = _makers(recipe, methods)
     _check_steps(steps, data, makers)
-    accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
+    accuracies: dict[str, list[list[float]]] = {}
+    for method in makers:
+        accuracies[method] = [[] for _ in range(steps)]
     for order in range(orders):
         drawn = class_order(data.classes, order)
         scenario = _Scenario(recipe, data, tuple(np.split(drawn, steps)), order)
@@ -150,8 +152,7 @@ def learn(
     size = data.classes // steps
     seen = tuple(size * (step + 1) for step in range(steps))
     return tuple(
-        Curve(method, seen, tuple(tuple(row) for row in rows))
-        for method, rows in accuracies.items()
+        Curve(method, seen, tuple(map(tuple, rows))) for method, rows in accuracies.items()
     )
 
 
@@ -164,7 +165,7 @@ def _makers(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe | None]:
     makers = {_name(method): _recipe_of(method, recipe) for method in dict.fromkeys(methods)}
     if len(makers) < len(set(methods)):
         raise ConfigError(
-            "Memories are named for their recipes or files, whose names must differ. "
+            "Memories are named after their recipes or files, whose names must differ. "
             f"Got {', '.join(methods)}."
         )
     return makers
@@ -189,7 +190,7 @@ def _check_steps(steps: int, data: ImageData, makers: Mapping[str, Recipe | None
 
 
 def class_order(classes: int, number: int) -> npt.NDArray[np.int64]:
-    """Order of the classes in a run of a number: a seeded permutation of NumPy's.
+    """Order of the classes with a number: NumPy's permutation with that seed.
 
     >>> class_order(5, 0)
     array([2, 0, 1, 3, 4])
@@ -199,7 +200,7 @@ def class_order(classes: int, number: int) -> npt.NDArray[np.int64]:
 
 
 def _name(method: str) -> str:
-    """Name of a memory in tables and folders: of a recipe's file its name without the suffix."""
+    """Name of a memory in tables and folders; for a recipe's file, the file name without suffix."""
     return Path(method).stem if method.endswith((".yaml", ".yml")) else method
 
 
@@ -219,7 +220,7 @@ def _remembered(
     data_root: Path | None,
     cache: Path | None,
 ) -> tuple[Tensor, Tensor]:
-    """Network input and labels that a step leaves in the memory; labels are places in the order."""
+    """Network input and labels that a step adds to the memory; labels index the class order."""
     train = scenario.data.train
     labels = scenario.steps[step]
     first = len(labels) * step
@@ -249,7 +250,7 @@ def _remembered(
     # each step has its own normalisation: the memory is kept as pixels and normalised together
     pixels = run.distilled.pixels()
     if pixels.shape[1] != scenario.data.shape.channels:
-        # none of the step's images has a colour, so they were read as greyscale
+        # no image of the step has a colour, so they were read as greyscale
         pixels = pixels.expand(-1, scenario.data.shape.channels, -1, -1)
     return normalization(pixels), first + run.distilled.hard_labels
 
@@ -257,7 +258,7 @@ def _remembered(
 def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
     """The recipe that distils the classes of one step."""
     real = scenario.recipe.data
-    # the archive holds what the other memories choose from: nothing is left out a second time
+    # the archive has the images that the other memories select from: nothing is left out twice
     update: dict[str, Any] = {
         "name": str(archive),
         "classes": None,
@@ -279,7 +280,7 @@ def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
         "data": settings,
         "evaluation": evaluation,
         "ipc": scenario.recipe.ipc,
-        # workers and threads are asked for once, for all memories
+        # workers and threads are those of the given recipe, for all memories
         "resources": scenario.recipe.resources,
         "paper": None,
     }
@@ -287,7 +288,7 @@ def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
 
 
 def _only(images: ImageSet, labels: npt.NDArray[np.int64]) -> ImageSet:
-    """The images of some classes, which are numbered anew in the given order."""
+    """The images of some classes, renumbered in the given order."""
     rows = np.concatenate([images.class_index[label] for label in labels])
     numbers = np.concatenate(
         [np.full(len(images.class_index[label]), place) for place, label in enumerate(labels)]
@@ -297,7 +298,7 @@ def _only(images: ImageSet, labels: npt.NDArray[np.int64]) -> ImageSet:
 
 
 def _archive(path: Path, data: ImageData, labels: npt.NDArray[np.int64]) -> Path:
-    """Write the splits of a step as data of its own, once.
+    """Write the splits of a step as a data set, once.
 
     Args:
         path: of the file.
@@ -321,14 +322,14 @@ def _archive(path: Path, data: ImageData, labels: npt.NDArray[np.int64]) -> Path
         write_bytes(path, content.getvalue())
     elif not _holds(path, arrays):
         raise OutputError(
-            f"'{path}' holds the images of other classes or data than those of this step, as an "
-            "experiment with another number of steps leaves them; choose another --out."
+            f"'{path}' holds the images of other classes or data than those of this step, left by "
+            "an experiment with another number of steps or other data; choose another --out."
         )
     return path
 
 
 def _holds(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Whether an archive has these arrays."""
+    """Whether an archive consists of exactly these arrays."""
     try:
         with np.load(path) as archive:
             return set(archive.files) == set(arrays) and all(

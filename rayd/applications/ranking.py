@@ -1,11 +1,12 @@
 r"""Ranking of architectures: does a distilled set order networks as the whole data set does?
 
-Architecture search is the use that most papers name: networks are compared on a set that trains in
-seconds, and the order is hoped to be that of the whole data. For K networks with accuracies
+Architecture search is the application that most papers name: networks are compared on a set that
+trains in seconds, in the hope that their order is that on the whole data. For K networks with
+accuracies
 :math:`a_k` on a small set and :math:`b_k` on the whole one, Spearman's
 :math:`\rho` is the correlation of their ranks, Kendall's :math:`\tau` the share of pairs in the
-same order minus that of pairs in the opposite one (ties as in tau-b). Random images and herding of
-the same budget are ranked beside.
+same order minus that of pairs in the opposite one (ties as in tau-b). Random and herded images of
+the same budget are ranked for comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report
 
 FEWEST = 3
-"""Fewest networks that are ranked: two have one of two orders."""
+"""Minimum number of networks to rank, as two have only two orders."""
 
 SMALL: tuple[dict[str, Any], ...] = (
     {"name": "mlp", "width": 16},
@@ -37,14 +38,14 @@ SMALL: tuple[dict[str, Any], ...] = (
     {"name": "convnet", "depth": 2, "width": 8, "norm": "none"},
     {"name": "convnet", "depth": 2, "width": 8, "norm": "batch"},
 )
-"""Ten networks for images of any size from 8 pixels on: small, so that each can be trained on the
-whole data, and unlike in kind, depth, width and normalisation, so that their accuracies differ.
+"""Ten networks for images of 8 pixels or more: small, so that each can be trained on the whole
+data, and diverse in kind, depth, width and normalisation, so that their accuracies differ.
 """
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rank correlation of networks on one set with the same networks on the whole data."""
+    """Rank correlations of networks' accuracies on a set with those on the whole data."""
 
     set: str
     """`distilled`, or the name of a baseline."""
@@ -67,7 +68,7 @@ class Ranking:
 def rankings(report: Report) -> tuple[Ranking, ...]:
     """Rank correlations of the distilled set and of every baseline, with the whole set.
 
-    The protocol's own labels count, and the first tested epoch.
+    Only results with the protocol's own labels and the first tested epoch count.
 
     Args:
         report: an evaluation of several networks with the baseline `whole`.
@@ -79,7 +80,7 @@ def rankings(report: Report) -> tuple[Ranking, ...]:
     cells = {} if matrix is None else matrix.cells
     columns = [] if matrix is None else matrix.columns
     networks = [] if matrix is None else matrix.networks
-    # under soft labels the whole set may have been trained on under hard ones alone
+    # under a protocol of soft labels, the whole set may have been evaluated under hard ones only
     whole = "whole" if "whole" in columns else "whole, hard labels"
     ranked = [network for network in networks if (network, whole) in cells]
     if len(ranked) < FEWEST:
@@ -90,7 +91,7 @@ def rankings(report: Report) -> tuple[Ranking, ...]:
         )
     correlations = []
     for column in columns:
-        # `random, hard labels` and the like: a set under labels that are not the protocol's own
+        # skip `random, hard labels` and the like: sets under labels other than the protocol's own
         is_variant = "," in column
         if column == whole or is_variant:
             continue

@@ -1,26 +1,28 @@
-r"""Data-free network slimming: channels are pruned by what a small set says of their use.
+r"""Data-free network slimming: channels are pruned by their importance on a small set.
 
 Network slimming (Liu et al., ICCV 2017) trains a network whose convolutions are followed by batch
 normalisation, with an L1 penalty on the normalisations' scales :math:`\gamma`,
 
 .. math:: L = L_{\text{protocol}} + \lambda \sum_\gamma |\gamma|,
 
-removes the channels of the smallest scales over all layers, and trains what is left for a while.
-Without the real data at hand, all of it happens on a distilled set (Shao et al., "Elucidating the
-Design Space of Dataset Condensation", NeurIPS 2024, with VGG-11). Random images and herding of the
-same budget, and the whole set, are slimmed beside.
+removes the channels with the smallest scales over all layers, and trains the remaining network for
+a while. If the real data are unavailable, all of this is done on a distilled set (Shao et al.,
+"Elucidating the Design Space of Dataset Condensation", NeurIPS 2024, with VGG-11). Networks are
+also slimmed with random and herded images of the same budget, and with the whole set.
 
 Training follows the recipe's protocol under hard labels, the second training a quarter of it
 without the penalty. A layer keeps at least one channel.
 
-The weight :math:`\lambda` that prunes depends on the number of steps, which sets of different sizes
-do not share. So the setting is how far the penalty alone would move a scale over the training,
+The weight :math:`\lambda` that a given sparsity needs depends on the number of steps, which differs
+between sets of different sizes. So the setting is the distance by which the penalty alone would
+move a scale over the training,
 :math:`s = \lambda \sum_t \eta_t / (1 - \mu)` with the step sizes :math:`\eta_t` and the momentum
-:math:`\mu` of SGD; scales begin at 1. Adam divides gradients by their size, so that a penalty alone
-moves scales by the same whatever :math:`\lambda` is: there only :math:`s = 0` is taken.
+:math:`\mu` of SGD; scales begin at 1. Adam divides gradients by their size, so that the distance
+does not depend on :math:`\lambda`; with Adam, only :math:`s = 0` is accepted.
 
-Of several penalties each set takes the one whose networks are best on the validation split after the
-second training, on average over seeds and pruned shares; the test split is read for that one alone.
+If there are several penalties, each set uses the one whose networks are best on the validation
+split after the second training, averaged over seeds and pruned shares; only that one is evaluated
+on the test split.
 """
 
 from __future__ import annotations
@@ -56,20 +58,20 @@ from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
 SETS = ("distilled", "random", "herding", "whole")
-"""Sets that a network can be slimmed with."""
+"""Sets with which a network can be slimmed."""
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Shares of the channels that are pruned, by default."""
 SPARSITY = 0.7
-"""How far the penalty would move a scale where it is not chosen: below 1, so that it cannot by
+"""Distance by which the penalty would move a scale by default: below 1, so that it cannot by
 itself switch a channel off. (At 3, as the paper's weight and steps give, networks on 50 digits stay
 at chance.)
 """
 SPARSITIES = (0.0, 0.35, 0.7, 1.0, 1.5)
-"""Penalties to choose among by a validation split."""
+"""Candidate penalties, if there is a validation split."""
 STAGES = ((16,), (32,), (64, 64))
 """Widths of the small VGG's convolutions between max pools."""
 LEAST_SIDE = 28
-"""Side from which on VGG-11 takes images."""
+"""Minimum side of images for VGG-11."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ class Slimmed:
     shares: tuple[float, ...]
     """Pruned shares of the channels."""
     parameters: tuple[float, ...]
-    """Mean share of the parameters that is left, for each of them."""
+    """Mean share of the parameters that is left, for each pruned share."""
     pruned: tuple[tuple[float, ...], ...]
     """Test accuracy after pruning: a row for each share, a value for each seed."""
     tuned: tuple[tuple[float, ...], ...]
     """Test accuracy after the second training."""
     sparsity: float
-    """How far the penalty would have moved scales."""
+    """Distance by which the penalty alone would have moved scales."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -95,7 +97,7 @@ class Slimmed:
 
 
 def small_vgg(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Build a small VGG for images from 8 pixels on: 3x3 convolutions with batch normalisation.
+    """Build a small VGG for images of 8 pixels or more: 3x3 convolutions with batch normalisation.
 
     Args:
         shape: of the images; sides of at least 8.
@@ -130,7 +132,7 @@ def prune(network: nn.Module, share: float) -> nn.Sequential:
 
     Args:
         network: a chain of convolutions, each with its batch normalisation, and a linear
-            classifier, as `vgg11` and `convnet` with `norm: batch` are; left as it is.
+            classifier, such as `vgg11` and `convnet` with `norm: batch`; not modified.
         share: of all channels, in [0, 1). Every layer keeps its largest.
 
     Returns:
@@ -186,7 +188,7 @@ def _chain(network: nn.Module) -> list[nn.Module]:
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     normalised = all(isinstance(after, nn.BatchNorm2d) for _, after in convolutions)
     grouped = any(isinstance(m, nn.Conv2d) and m.groups != 1 for m in layers)
-    # of a normalisation elsewhere, the scales would be taken for those of another layer
+    # scales of a normalisation elsewhere would be mistaken for those of another layer
     normalised = normalised and len(scales(network)) == len(convolutions)
     if not is_flat or not convolutions or not normalised or grouped or linear != layers[-1:]:
         raise ConfigError(
@@ -215,12 +217,12 @@ def _narrow_normalization(layer: nn.BatchNorm2d, kept: Tensor) -> None:
 
 
 def reach(protocol: EvaluationSettings, epochs: int, batches: int) -> float:
-    """How far a gradient of constant size 1 moves a parameter in a training by SGD.
+    """Distance by which a constant gradient of 1 moves a parameter in a training by SGD.
 
     Args:
         protocol: step size, schedule and momentum.
         epochs: passes over the set.
-        batches: steps of each.
+        batches: steps of a pass.
 
     >>> settings = EvaluationSettings(learning_rate=0.1, momentum=0.5, schedule={"name": "constant"})
     >>> round(reach(settings, epochs=10, batches=2), 6)
@@ -250,10 +252,10 @@ def slim(
         data: real data, from which the other sets are drawn and which test the networks.
         sets: names among `SETS`.
         shares: of the channels that are pruned.
-        sparsity: how far the penalty alone would move a scale, which begins at 1; of several, each
-            set takes the best on the validation split. None chooses among `SPARSITIES` where the
-            data have such a split, and takes `SPARSITY` where not.
-        seeds: networks, with a random set each.
+        sparsity: distance by which the penalty alone would move a scale, which starts at 1; of
+            several, each set uses the best on the validation split. None means `SPARSITIES` if the
+            data have such a split, else `SPARSITY`.
+        seeds: number of networks per set; each gets its own random images.
         network: the architecture, or a function that builds it; by default VGG-11 with batch
             normalisation, or `small_vgg` for images below 28 pixels.
         progress: where progress is shown.
@@ -301,7 +303,7 @@ def slim(
 
 
 def _penalties(sparsity: float | Sequence[float] | None, data: ImageData) -> tuple[float, ...]:
-    """Penalties to choose among; a single one is not judged."""
+    """Candidate penalties; a single one needs no selection."""
     if sparsity is None:
         return (SPARSITY,) if data.validation is None else SPARSITIES
     if isinstance(sparsity, int | float):
@@ -388,12 +390,12 @@ class _Slimming:
 
     @property
     def device(self) -> torch.device:
-        """Where networks are trained."""
+        """Device on which networks are trained."""
         return devices.choose(self.recipe.resources)
 
     def best(self, name: str, penalties: Sequence[float]) -> tuple[float, list[list[_Point]]]:
-        """The penalty that is best on the validation split, the smallest of equal ones, and the
-        networks of its runs.
+        """The penalty that is best on the validation split (the smallest of equal ones), and its
+        networks.
         """
         if len(penalties) == 1:
             return penalties[0], self.runs(name, penalties[0])
@@ -462,14 +464,19 @@ class _Slimming:
 
     def tested(self, name: str, sparsity: float, runs: Sequence[Sequence[_Point]]) -> Slimmed:
         """Accuracies of pruned networks on the test split."""
-        by_share = list(zip(*runs, strict=True))
-        test = self.data.test
+        parameters = []
+        pruned = []
+        tuned = []
+        for of_share in zip(*runs, strict=True):
+            parameters.append(fmean(one.left for one in of_share))
+            pruned.append(tuple(self.accuracy(one.pruned, self.data.test) for one in of_share))
+            tuned.append(tuple(self.accuracy(one.tuned, self.data.test) for one in of_share))
         return Slimmed(
             set=name,
             shares=self.shares,
-            parameters=tuple(fmean(one.left for one in row) for row in by_share),
-            pruned=tuple(tuple(self.accuracy(one.pruned, test) for one in row) for row in by_share),
-            tuned=tuple(tuple(self.accuracy(one.tuned, test) for one in row) for row in by_share),
+            parameters=tuple(parameters),
+            pruned=tuple(pruned),
+            tuned=tuple(tuned),
             sparsity=sparsity,
         )
 
@@ -484,9 +491,10 @@ class _Slimming:
 def _training(
     name: str, distilled: Distilled, recipe: Recipe, data: ImageData, seed: int
 ) -> TrainingSet:
-    """A set by name; random ones are drawn anew for each seed."""
+    """A training set by name; random ones are redrawn for each seed."""
     if name == "distilled":
-        # as the other sets: labels that were learned with the images would be another comparison
+        # like the other sets; labels that were learned with the images would confound the
+        # comparison
         return replace(TrainingSet.from_distilled(distilled), labels=distilled.hard_labels)
     if name == "whole":
         return TrainingSet.from_images(data.train, data.normalization, name=name)

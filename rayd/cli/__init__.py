@@ -1,6 +1,6 @@
-"""Command line: a thin layer, every command calls the package.
+"""Command line: a thin layer in which every command calls the package.
 
-Each module holds the commands of one subject; `program` puts them together and runs them.
+Each module holds the commands of one subject; `program` combines and runs them.
 
 Exit codes: 0 success, 1 a run that failed, 2 a usage or configuration error, 130 interrupted. A
 user error is one sentence on standard error; `--debug` adds the traceback. With `--json`, standard

@@ -1,4 +1,4 @@
-"""The right form of a command line that was refused, to be copied."""
+"""Suggested corrections of command lines that were refused, ready to be copied."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from rayd.errors import nearest
 
 ASSUMED = "digits"
-"""Recipe whose settings are looked up where the command line names none that exists."""
+"""Recipe whose settings are looked up if the command line names no existing one."""
 
 
 def corrected(given: Sequence[str], root: Any) -> str | None:
-    """The command that was probably meant; None if nothing can be guessed.
+    """The command that was probably intended; None if there is no good guess.
 
-    Misspelt commands take the nearest name, and settings that were written like options
+    Misspelt commands are replaced by the nearest name, and settings that were written like options
     (`--ipc 5`, `--ipc=5`) or as two words (`ipc 5`) become `ipc=5`.
 
     Args:
@@ -42,12 +42,12 @@ def corrected(given: Sequence[str], root: Any) -> str | None:
 
 
 def _line(given: Sequence[str], words: Sequence[str]) -> str | None:
-    """The words as a command, if they are not those that were given."""
+    """The words as a command; None if they are those that were given."""
     return None if list(given) == list(words) else shlex.join(["rayd", *words])
 
 
 def _options(command: Any) -> Mapping[str, bool]:
-    """Options of a command, and whether a value follows."""
+    """Options of a command, and whether each is followed by a value."""
     found = {"--help": False, "--import": True}
     for parameter in command.params:
         for name in (*parameter.opts, *parameter.secondary_opts):
@@ -56,7 +56,7 @@ def _options(command: Any) -> Mapping[str, bool]:
 
 
 def _with_settings(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
-    """The words with settings as `key=value`."""
+    """Rewrite settings among the words as `key=value`."""
     keys = _keys(words)
     kept: list[str] = []
     rest = list(words)
@@ -82,7 +82,7 @@ def _with_settings(words: Sequence[str], options: Mapping[str, bool]) -> list[st
 
 
 def _keys(words: Sequence[str]) -> list[str]:
-    """All settings of the recipe that the words name."""
+    """Keys of all settings of the recipe that the words name."""
     from rayd import recipes
     from rayd.config import flat
 
@@ -92,7 +92,7 @@ def _keys(words: Sequence[str]) -> list[str]:
 
 
 def _key(word: str, keys: Sequence[str]) -> str | None:
-    """The setting that a word means: its own name, or the only one that ends in it."""
+    """The setting that a word refers to: the one of that name, or the only one that ends in it."""
     name = word.lstrip("-").replace("-", "_")
     if name in keys or any(key.startswith(f"{name}.") for key in keys):
         return name

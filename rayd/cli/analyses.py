@@ -1,4 +1,4 @@
-"""The command that looks into a distilled set: `analyse`."""
+"""Command `analyse`: analyses of a distilled set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def analyse(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help=f"{', '.join(ANALYSES)}; without one, they are listed with what they show.",
+            help=f"{', '.join(ANALYSES)}; without one, all are listed with descriptions.",
             autocompletion=lambda: list(ANALYSES.items()),
         ),
     ] = None,
@@ -40,7 +40,9 @@ def analyse(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of picture, page and numbers; by default DIR/analyses."),
+        typer.Option(
+            "--out", help="Folder for picture, page and numbers; by default DIR/analyses."
+        ),
     ] = None,
     network: Annotated[
         str | None,
@@ -51,10 +53,11 @@ def analyse(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=0, help="Most real images that are used; 0 for all."),
+        typer.Option("--images", min=0, help="Maximum number of real images; 0 for all."),
     ] = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of networks trained for the analysis.")
+        int,
+        typer.Option("--steps", min=1, help="Training steps of networks trained for the analysis."),
     ] = 300,
     how: Annotated[
         str | None,
@@ -70,7 +73,7 @@ def analyse(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Look into a set: features, curvature, gradients, spectra, classes, as picture and page."""
+    """Analyse a set: features, curvature, gradients, spectra, classes, as a picture and a page."""
     if what is None:
         if as_json:
             print_json(dict(ANALYSES))

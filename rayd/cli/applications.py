@@ -1,4 +1,4 @@
-"""Commands that put distilled sets to use: `apply ranking`, `continual` and `slimming`."""
+"""Commands for applications of distilled sets: `apply ranking`, `continual` and `slimming`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def apply_ranking(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Tell whether a set ranks architectures as the whole data do, and as baselines do."""
+    """Compare rankings of architectures, on a set and on baselines, with that on the whole data."""
     from rayd.applications import ranking
     from rayd.config import merge
     from rayd.distilled import load
@@ -80,10 +80,11 @@ def apply_continual(
     recipe: RecipeName,
     overrides: Overrides = None,
     to: Annotated[
-        Path, typer.Option("--out", help="Directory of the distillations, the chart and numbers.")
+        Path,
+        typer.Option("--out", help="Directory for the distillations, the chart and the numbers."),
     ] = Path("uses/continual"),
     steps: Annotated[int, typer.Option("--steps", min=1, help="Groups of classes.")] = 5,
-    orders: Annotated[int, typer.Option("--orders", min=1, help="Orders of the classes.")] = 3,
+    orders: Annotated[int, typer.Option("--orders", min=1, help="Number of class orders.")] = 3,
     memory: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +100,7 @@ def apply_continual(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Learn groups of classes one after another, with a memory of a few images for each class."""
+    """Learn groups of classes one after another, with a memory of a few images per class."""
     from rayd import recipes
     from rayd.applications import continual
     from rayd.artifacts import write_json
@@ -130,7 +131,7 @@ def apply_slimming(
     directory: DirectoryName,
     overrides: Overrides = None,
     to: Annotated[
-        Path, typer.Option("--out", help="Directory of the chart and the numbers.")
+        Path, typer.Option("--out", help="Directory for the chart and the numbers.")
     ] = Path("uses/slimming"),
     network: Annotated[
         str | None,
@@ -140,15 +141,16 @@ def apply_slimming(
     ] = None,
     share: Annotated[
         list[float] | None,
-        typer.Option("--share", help="Share of the channels to prune; may be repeated."),
+        typer.Option("--share", help="Share of channels to prune; may be repeated."),
     ] = None,
     sparsity: Annotated[
         list[float] | None,
         typer.Option(
             "--sparsity",
             min=0,
-            help="How far the penalty would move scales, which begin at 1; of several, the best on "
-            "the validation split. By default 0, 0.35, 0.7, 1 or 1.5; without such a split 0.7.",
+            help="Distance by which the penalty would move scales, which start at 1; of several, "
+            "the best on the validation split is used. By default 0, 0.35, 0.7, 1 and 1.5; "
+            "without such a split 0.7.",
         ),
     ] = None,
     sets: Annotated[
@@ -162,7 +164,7 @@ def apply_slimming(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Prune the channels of a network without the real data: accuracy over the pruned share."""
+    """Prune channels of a network without the real data; report accuracy over the pruned share."""
     from rayd.applications import slimming
     from rayd.artifacts import write_json
     from rayd.engine.progress import Progress

@@ -1,4 +1,4 @@
-"""Command `cite`: what to cite when a recipe is used."""
+"""Command `cite`: citations of everything that a recipe uses."""
 
 from __future__ import annotations
 

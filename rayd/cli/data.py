@@ -13,14 +13,14 @@ from rayd.cli.options import DataRoot, Debug, Json, complete_data
 from rayd.cli.printing import print_json, print_result, print_text, wide
 
 commands = new_group(
-    help="Known data sets: where they are, and how to get them.",
+    help="Known data sets: list, download and check them.",
     epilog=example("rayd data list"),
 )
 
 
 @commands.command("list", epilog=example("rayd data list --data-root ~/data"))
 def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = False) -> None:
-    """List known data sets and where they were found."""
+    """List known data sets, and where they were found."""
     from rayd.data.sources import known_sources
 
     known = known_sources(data_root)
@@ -80,9 +80,9 @@ def data_check(
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
-    """Go through every image of a data set and list all problems; exits with 1 if there are any.
+    """Read every image of a data set and list all problems; exits with 1 if there are any.
 
-    PATH is what other commands take as data=PATH (short for data.name=PATH): a folder
+    PATH is the value of data=PATH in other commands (short for data.name=PATH): a folder
     <class>/*.png or <split>/<class>/*.png, with images in any format; a folder of Parquet files
     train-*.parquet, test-*.parquet; or an .npz file with x_train, y_train, x_test, y_test, or
     images and labels (class_names is optional).
@@ -90,12 +90,12 @@ def data_check(
     Settings, which other commands take as data.KEY=VALUE: image_size=64 where sizes differ, and
     fit=crop|squash|pad for images that are not square; mode=grey|rgb; background=white for
     transparent pixels; white_level=65535 for more than 8 bits per channel; train=NAME,
-    validation=NAME, test=NAME where it is not certain which part is which split, and train=. if
-    folders are classes; classes=[a,b]; validation_fraction=0.1; split_seed=42; copies=keep to test
-    on copies of training images.
+    validation=NAME, test=NAME if it is ambiguous which part is which split, and train=. if folders
+    are classes; classes=[a,b]; validation_fraction=0.1; split_seed=42; copies=keep to test on
+    copies of training images.
 
-    Without a test split the validation split is tested on, and without either 20 % of each class,
-    carved from the training images.
+    Without a test split, the validation split is used for testing; without either, 20 % of each
+    class are set aside from the training images.
     """
     from rayd.config import DataSettings, parse_overrides
     from rayd.config.reading import validate

@@ -1,4 +1,4 @@
-"""Commands that read a distilled set or a run: `show`, `report`, `export` and `push`."""
+"""Commands for distilled sets and runs: `show`, `report`, `export` and `push`."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def show(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Describe a distilled set; write its contact sheet, its spectra, or a recipe's schedules.
+    """Describe a distilled set; draw its contact sheet, its spectra, or a recipe's schedules.
 
-    Terminals that show pictures show the contact sheet, too: kitty, Ghostty, WezTerm, iTerm2.
-    RAYD_PICTURES=sixel asks for sixels, RAYD_PICTURES=none for no pictures.
+    Terminals that can display images (kitty, Ghostty, WezTerm, iTerm2) also show the contact sheet.
+    RAYD_PICTURES=sixel selects sixels, RAYD_PICTURES=none disables pictures.
     """
     if schedule:
         _show_schedule(directory, overrides, png, overwrite, as_json)
@@ -136,11 +136,11 @@ def show(
 
 
 def _file_of_picture(png: Path | None, spectrum: bool, folder: Path | None) -> Path | None:
-    """The file that a picture goes to; None for no file.
+    """The file for a picture; None for no file.
 
     Args:
         png: given on the command line.
-        spectrum: whether the picture shows spectra, which always go to a file.
+        spectrum: whether the picture shows spectra, which are always written to a file.
         folder: of the set; None for an export.
     """
     if png is not None:
@@ -185,7 +185,7 @@ def _show_schedule(
 
 
 def _protocol() -> Protocol:
-    """How the terminal shows pictures."""
+    """The picture protocol of the terminal."""
     from rayd.terminal import protocol
 
     return protocol(sys.stdout)
@@ -213,10 +213,10 @@ def report(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run or a sweep as one HTML page, which works offline.
+    """Write the report of a run or a sweep: one HTML page, which works offline.
 
-    Of a run, finished or not: accuracies, images over the steps, curves, classes, time, settings.
-    Of a sweep: trials, importance of settings, the Pareto front.
+    For a run, finished or not: accuracies, images over the steps, curves, classes, time, settings.
+    For a sweep: trials, importance of settings, the Pareto front.
     """
     from rayd.page import write
 
@@ -262,7 +262,7 @@ def push(
         Path | None, typer.Option("--to", help="Folder to write first; by default hub/<name>.")
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let anyone read a repository that is created.")
+        bool, typer.Option("--public", help="Make a newly created repository public.")
     ] = False,
     endpoint: Annotated[
         str | None,
@@ -271,7 +271,7 @@ def push(
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace the folder, and commit to a repository that exists."
+            "--overwrite", help="Replace the folder, and commit to an existing repository."
         ),
     ] = False,
     lossy: Annotated[
@@ -282,7 +282,7 @@ def push(
 ) -> None:
     """Write a set as a data set repository of the Hugging Face Hub; with REPO, upload it.
 
-    A folder that holds the set already is uploaded as it stands, so that its card can be edited.
+    A folder that already holds the set is uploaded as it is, so that its card can be edited.
     """
     from rayd import hub
     from rayd.distilled import load
@@ -294,7 +294,7 @@ def push(
     name = (repository or str(distilled.card.get("recipe") or "distilled")).rpartition("/")[2]
     folder = to or Path("hub") / name
     if repository is not None and not overwrite and is_repository_of(folder, distilled):
-        sys.stderr.write(f"rayd: '{folder}' holds this set and is uploaded as it stands.\n")
+        sys.stderr.write(f"rayd: '{folder}' already holds this set and is uploaded as it is.\n")
     else:
         for sentence in write(distilled, "hub", folder, overwrite, lossy):
             sys.stderr.write(f"rayd: {sentence}\n")

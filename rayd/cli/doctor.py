@@ -1,4 +1,4 @@
-"""Command `doctor`: what is wrong with this machine or cluster."""
+"""Command `doctor`: problems of this machine or cluster, and their remedies."""
 
 from __future__ import annotations
 

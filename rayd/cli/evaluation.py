@@ -1,4 +1,4 @@
-"""Commands that train networks on distilled sets: `evaluate`, and `compare` of their results."""
+"""Commands that evaluate distilled sets: `evaluate` and `compare`."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evaluate(
 ) -> None:
     """Train networks on a distilled set and its baselines; add results to its evaluation.json.
 
-    With several architectures, a chart of them is written beside it. Results of an export are
-    printed only.
+    With several architectures, a chart is written next to it. Results of an export are only
+    printed.
     """
     from rayd.config import merge
     from rayd.distilled import load
@@ -62,7 +62,7 @@ def evaluate(
     distilled = load(directory)
     is_export = distilled.directory is None
     if not is_export:
-        Report.kept(directory)  # fails on a damaged report before the work, not after it
+        Report.kept(directory)  # a damaged report should fail before the work, not after it
         check_writable(remote.local(directory), "directory of the set")
     progress = Progress(quiet)
     report = evaluate_distilled(distilled, tree, data_root, cache, progress)
@@ -70,8 +70,8 @@ def evaluate(
 
         def on_wait() -> None:
             progress.log(
-                f"waiting for the run that is writing into '{directory}'; the results are added "
-                "when it ends"
+                f"waiting for the run that writes to '{directory}'; the results are added when it "
+                "ends"
             )
 
         with locked(remote.local(directory), on_wait):
@@ -87,11 +87,15 @@ def compare(
     ],
     to: Annotated[
         Path | None,
-        typer.Option("--to", help="Also write an HTML page, differences of settings first."),
+        typer.Option(
+            "--to", help="Also write an HTML page, which begins with the settings that differ."
+        ),
     ] = None,
     show_page: Annotated[
         bool,
-        typer.Option("--open", help="Open the page in the web browser; compare.html unless --to."),
+        typer.Option(
+            "--open", help="Open the page in the web browser; compare.html unless --to is given."
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,

@@ -1,4 +1,4 @@
-"""Groups of commands, whose help shows an example of each."""
+"""Command groups whose help shows an example of each command."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rayd.errors import ConfigError
 from rayd.interrupts import NOTHING_DONE, WORK_IS_KEPT, InterruptedRunError
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-"""click's error of a command line that was not understood.
+"""click's error for an invalid command line.
 
-It is not imported from click, as newer versions of Typer contain a click of their own, whose class
-of this name is another one: the base of Typer's `BadParameter` is right for both.
+It is not imported from click, as newer versions of Typer vendor click and have a different class of
+this name: the base of Typer's `BadParameter` works for both.
 """
 
 _EXAMPLE = "Example: "
@@ -25,12 +25,12 @@ _EXAMPLE = "Example: "
 
 
 def example(line: str) -> str:
-    """Format the last line of a command's help, to be its `epilog`."""
+    """Format an example as the `epilog` of a command's help."""
     return _EXAMPLE + line
 
 
 def new_group(add_completion: bool = False, **settings: Any) -> typer.Typer:
-    """Make an empty group of commands.
+    """Create an empty group of commands.
 
     Args:
         add_completion: add the options that install completion by a shell.
@@ -71,10 +71,10 @@ class CommandGroup(TyperGroup):
         return super().main(args, *arguments, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """See `invoke`; click itself would say 'Aborted!' and exit with code 1.
+        """See `invoke`; click itself would print 'Aborted!' and exit with code 1.
 
-        An option that is empty, as that of a variable which is not set, is refused: an empty path
-        would be the current folder.
+        Empty options, for example from unset shell variables, are refused: an empty path would mean
+        the current folder.
         """
         for word, value in pairwise([*self.given, "-"]):
             option, equals, inside = word.partition("=")
@@ -90,7 +90,7 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an interruption ends it with exit code 130.
 
-        Where the words were not understood, the error ends with the command that was meant.
+        If the command line is invalid, the error ends with the command that was probably intended.
         """
         try:
             return super().invoke(ctx)
@@ -100,7 +100,7 @@ class CommandGroup(TyperGroup):
             raise InterruptedRunError(WORK_IS_KEPT) from error
 
     def _advised(self, error: Any) -> Any:
-        """The error with the right form of the command, where that can be guessed."""
+        """Add the command that was probably intended to an error, if there is a good guess."""
         from rayd.cli.advice import corrected
 
         line = corrected(self.given, self) if self.given else None
@@ -108,6 +108,6 @@ class CommandGroup(TyperGroup):
             what = error.message.partition(" Did you mean")[0].rstrip(".")
             error.message = f"{what}. Did you mean this?\n  {line}"
             if hasattr(error, "possibilities"):
-                # click would name options after it, which are further away
+                # click would append its own suggestions of options, which are worse
                 error.possibilities = None
         return error

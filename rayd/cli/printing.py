@@ -1,4 +1,4 @@
-"""What commands print and write: results as text or JSON, tables, pictures."""
+"""Output of commands: results as text or JSON, tables, pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ out = Console(soft_wrap=True, highlight=False)
 
 
 class Result(Protocol):
-    """Result of a command, for people and for machines."""
+    """Result of a command, for people and for programs."""
 
     def text(self) -> str:
         """Lines for people."""
@@ -44,7 +44,7 @@ def print_result(result: Result, as_json: bool) -> None:
 
 
 def print_text(text: str, bold: bool = False) -> None:
-    """Print text as it is: brackets in it are no markup."""
+    """Print text verbatim: brackets in it are not markup."""
     out.print(text, markup=False, style="bold" if bold else "")
 
 
@@ -69,7 +69,9 @@ def print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Seque
         dropped: columns that are omitted, one after another, until the others fit.
     """
     console = wide()
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    widths = {}
+    for column in rows[0]:
+        widths[column] = max(len(column), *(len(row[column]) for row in rows))
     kept = widths | {shortened: min(widths[shortened], LEAST_SHORTENED)}
     for column in dropped:
         if _line_width(kept) > console.width:
@@ -101,10 +103,10 @@ def _line_width(columns: Mapping[str, int]) -> int:
 
 
 def check_picture(path: Path, overwrite: bool) -> None:
-    """Refuse a file that no picture can be written to, before the work for it.
+    """Refuse a file that no picture can be written to, before drawing one.
 
     Raises:
-        OutputError: it exists and must not be replaced, or its format is unknown.
+        OutputError: it exists and `overwrite` is not given, or its format is unknown.
     """
     from rayd.pictures import picture_format
 
@@ -114,7 +116,7 @@ def check_picture(path: Path, overwrite: bool) -> None:
 
 
 def write_picture(path: Path, image: Any) -> None:
-    """Write a picture in the format that its file's name says."""
+    """Write a picture in the format of the file's suffix."""
     from rayd.artifacts import write_bytes
     from rayd.pictures import as_file, picture_format
 
@@ -122,7 +124,7 @@ def write_picture(path: Path, image: Any) -> None:
 
 
 def open_page(path: Path) -> None:
-    """Show a page in the browser; where there is none, its path has been printed."""
+    """Show a page in the browser; without one, its path has been printed."""
     import webbrowser
 
     webbrowser.open(remote.local(path).resolve().as_uri())

@@ -1,4 +1,4 @@
-"""The program: all commands together, and how a command ends."""
+"""The program: all commands, and the handling of errors, interruptions and exit codes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ app = new_group(
         "as well. Every command takes --import FILE.py: own methods, terms and networks."
     ),
 )
-# without a name, the commands of a module stand in the program itself
+# without a name, the commands of a module are top-level commands
 for module in (recipes, runs, evaluation, distilled, analyses, tune, doctor, cite):
     app.add_typer(module.commands)
 app.add_typer(data.commands, name="data")
@@ -63,17 +63,17 @@ def _main(
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Ignore OSErrors of TensorBoard's writer thread, as the run's log reports them as well."""
+    """Ignore OSErrors of TensorBoard's writer thread, which the run's log also reports."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 PLAIN = {"±": "+-", "…": "...", "×": "x", "–": "-", "’": "'", "━": "-"}
-"""Characters of ours that a terminal may lack, and what is printed instead."""
+"""Characters in rayd's output that a terminal may lack, and their replacements."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what a terminal's encoding lacks: by similar characters, or as an escape."""
+    """Replace characters that a terminal's encoding lacks by similar ones, or escape them."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -82,7 +82,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def _print_anything() -> None:
-    """Make standard output and error take any text, names that are not UTF-8 among it."""
+    """Let standard output and error accept any text, including names that are not UTF-8."""
     codecs.register_error("rayd", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _without_imports(given: list[str]) -> list[str]:
-    """Import the files of `--import`, which any command may have, and leave them out."""
+    """Import the files of `--import`, an option of all commands, and return the other words."""
     from rayd import plugins
 
     kept: list[str] = []
@@ -116,7 +116,7 @@ def _without_imports(given: list[str]) -> list[str]:
 
 
 def _corrected(given: list[str]) -> str | None:
-    """The command that was probably meant, if settings were not written as `key=value`."""
+    """The command that was probably intended, if settings were not written as `key=value`."""
     from rayd.cli.advice import corrected
 
     return corrected(given, typer.main.get_command(app))
@@ -129,7 +129,7 @@ def _main_in_order(given: list[str]) -> None:
         if "--debug" in given:
             raise
         if isinstance(error, ClusterLostError):
-            # at its end Ray would wait for the head for a minute, and print a page
+            # on exit Ray would wait a minute for the head, and print a long log
             leave(str(error), error.exit_code)
         sys.stderr.write(f"rayd: {error}\n")
         if error.setting is not None:
@@ -150,11 +150,11 @@ def _main_in_order(given: list[str]) -> None:
 
 
 def _system_error(error: OSError) -> str:
-    """A sentence for an error of the operating system that no other place explains."""
+    """One-sentence message for an error of the operating system that is not handled elsewhere."""
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()
         except FileNotFoundError:
-            return "The folder that this command was started in is gone; start it in another one."
+            return "The current folder no longer exists; run the command in another one."
     reason = error.strerror or str(error)
     return f"{reason}: {error.filename}." if error.filename else f"{reason}."

@@ -46,7 +46,9 @@ def recipes_command(
     everything: Annotated[bool, typer.Option("--all", help="List every recipe.")] = False,
     other: Annotated[
         str | None,
-        typer.Option("--diff", metavar="RECIPE", help="Show in which settings another differs."),
+        typer.Option(
+            "--diff", metavar="RECIPE", help="Show the settings in which another recipe differs."
+        ),
     ] = None,
     as_json: Json = False,
     as_schema: Annotated[
@@ -71,7 +73,7 @@ def recipes_command(
     family = None
     is_list = everything or measured or method is not None or data is not None
     if name is not None:
-        # 'digits' is a recipe and a family: with an option of lists it is the family
+        # 'digits' is a recipe and a family: with an option for lists, the family is meant
         family = families.get(name) if is_list or name not in recipes.names() else None
         if family is None:
             _print_recipe(recipes.resolve(name), as_json)
@@ -119,7 +121,7 @@ def _print_recipe(recipe: Recipe, as_json: bool) -> None:
 def _print_recipes(known: Sequence[Headline]) -> None:
     """Print a table of recipes."""
     if not known:
-        print_text("No recipe is like that: 'rayd recipes --all' lists all of them.")
+        print_text("No recipe matches: 'rayd recipes --all' lists all of them.")
         return
     rows = []
     for headline in known:

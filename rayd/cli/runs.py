@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WIDEST = 100
-"""Most characters of a line of a plan."""
+"""Maximum number of characters per line of a plan."""
 commands = new_group()
 
 
@@ -49,13 +49,13 @@ def plan(
         bool,
         typer.Option(
             "--calibrate",
-            help="Measure this machine's speed again, which is otherwise done once.",
+            help="Repeat the speed benchmark of this machine, which otherwise runs once.",
         ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what would run, what is cached, memory, disk, and time per stage; needs no data."""
+    """Show the stages of a run, what is cached, memory, disk, and time per stage; needs no data."""
     from rayd import recipes
 
     resolved = recipes.resolve(recipe, given_settings(overrides, workers, address))
@@ -134,7 +134,7 @@ def distill(
 
 
 def _page(directory: Path) -> str | None:
-    """Write the page of a finished run; None where that fails, as results matter more."""
+    """Write the page of a finished run; None if that fails, as it must not fail the run."""
     from rayd.page import write
 
     try:
@@ -152,12 +152,12 @@ def _requested(
     workers: int | None,
     address: str | None,
 ) -> tuple[Recipe, Path]:
-    """Recipe and directory of a run, as named, or with --resume those of an existing run."""
+    """Recipe and directory of a run: those named, or with --resume those of an existing run."""
     from rayd import recipes
     from rayd.engine.rundir import RunDirectory, default_directory
 
     if resume and name is not None and to is not None and "=" in name:
-        # --resume --out DIR KEY=VALUE: the recipe is left out
+        # --resume --out DIR KEY=VALUE: the recipe is omitted
         overrides = [name, *overrides]
         name = None
     elif resume and name is not None and to is None and not _names_recipe(name):
@@ -182,7 +182,7 @@ def _names_recipe(name: str) -> bool:
 
     if name.endswith((".yaml", ".yml")):
         return True
-    # a run's directory may be named like a recipe
+    # a run's directory may have the name of a recipe
     return name in recipes.names() and (
         RunDirectory(Path("runs") / name).holds_run() or not RunDirectory(Path(name)).holds_run()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,6 +24,9 @@ from rayd.errors import ConfigError, ResourceError
 from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError
 from rayd.names import inside
 from rayd.plugins import import_options
+
+if TYPE_CHECKING:
+    from tuning.summaries import Summary
 
 commands = new_group()
 
@@ -78,9 +81,9 @@ def tune(
         _print_spaces(as_json)
         return
     found = load(space, parse_overrides(overrides or []))
-    ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
+    ResolvedSpace(found).check()  # the sweep checks it as well; this is before Ray is imported
     progress = Progress(quiet)
-    # on a busy machine the imports take a minute
+    # the imports take up to a minute on a busy machine
     progress.log(f"{found.name}: loading PyTorch and Ray Tune")
     try:
         import tuning.driver as tuning
@@ -89,7 +92,7 @@ def tune(
             "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
         ) from error
 
-    # the name comes from a file, which may be a stranger's
+    # the name comes from a file, which may be untrusted
     out_ = to or Path("sweeps") / inside(found.name, "sweeps", ConfigError)
     try:
         tuning.sweep(
@@ -110,16 +113,21 @@ def tune(
     if as_json:
         print_json(summary.to_json())
     else:
-        table = out_ / "study.md"
-        if table.exists():  # the space was a study, whose table is its result
-            print_text(table.read_text(encoding="utf-8"))
-        print_text(summary.text())
-        print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
-        print_text(f"report: {out_ / 'report.html'}")
+        _print_summary(summary, out_)
+
+
+def _print_summary(summary: Summary, out: Path) -> None:
+    """Print the results of a finished sweep, and where they are."""
+    table = out / "study.md"
+    if table.exists():  # the space was a study, whose result is a table
+        print_text(table.read_text(encoding="utf-8"))
+    print_text(summary.text())
+    print_text(f"\n{out / 'best.yaml'} is a recipe for 'rayd distill'")
+    print_text(f"report: {out / 'report.html'}")
 
 
 def _continues(context: typer.Context) -> str:
-    """Message for an interrupted sweep: the same command, which goes on from its finished trials."""
+    """Message for an interrupted sweep: the same command resumes from the finished trials."""
     root = context.find_root().command
     words = ["rayd", *cast(CommandGroup, root).given]
     if "--resume" not in words:

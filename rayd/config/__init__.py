@@ -5,14 +5,14 @@ method's defaults, the recipe file, and `key.sub=value` overrides. All layers ar
 way; an unknown key raises an error that names the nearest known one, and a setting of another
 variant (`When`) is rejected where it has no effect.
 
-Settings are checked in this order, each check with what the ones before cannot know:
+Settings are checked in this order; each check knows more than those before it:
 
-1. by themselves: types, ranges and validators of the models here (`rayd.config.reading.validate`
+1. individually: types, ranges and validators of the models here (`rayd.config.reading.validate`
    words the errors), and those of a method's terms and its `objective`;
-2. beside others: settings without an effect (`When`, `Settings.without_effect`, `Method.unused`;
+2. together: settings without an effect (`When`, `Settings.without_effect`, `Method.unused`;
    `rayd.recipes.assemble` decides which of them are errors);
-3. by the method: what it cannot do, and what its terms cannot (`Method.__init__`, `Method.check`,
-   `Term.check`);
+3. by the method: combinations that it, or one of its terms, does not support (`Method.__init__`,
+   `Method.check`, `Term.check`);
 4. before data are read: names of networks and augmentations
    (`rayd.engine.preflight.check_settings`);
 5. with the data, the networks and the cluster (`rayd.engine.preflight.preflight`), before any long

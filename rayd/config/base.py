@@ -39,11 +39,11 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 class When:
-    """Condition under which a setting has an effect: the values of another setting of its model.
+    """Condition under which a setting has an effect: values of another setting of the same model.
 
     An annotation of the setting, as in `rank: Annotated[int, When(kind="lowrank")] = 8`. A tuple
-    lists several values, None is the value of a setting that is not given, and True also stands for
-    any number above 0.
+    lists several values, None means that the other setting is absent, and True also matches any
+    number above 0.
     """
 
     def __init__(self, **condition: Any):
@@ -52,7 +52,7 @@ class When:
         self.values: tuple[Any, ...] = values if isinstance(values, tuple) else (values,)
 
     def violation(self, settings: Settings, prefix: str) -> str | None:
-        """Why a setting in the model under `prefix` has no effect; None if it has."""
+        """Reason why a setting in the model under `prefix` has no effect; None if it has one."""
         actual = getattr(settings, self.key)
         if actual in self.values or (self.values == (True,) and actual):
             return None
@@ -63,7 +63,7 @@ class When:
         return f"it belongs to {wanted}. Got '{key}: {_shown(actual)}' instead."
 
     def json_schema(self, name: str, default: Any) -> dict[str, Any]:
-        """JSON schema of the condition: without it, the setting may at most repeat its default."""
+        """JSON schema of the condition: only the default is valid if it does not hold."""
         off = {"enum": [0, False]} if self.values == (True,) else {"not": {"enum": self.values}}
         # editors show the message
         message = f"It belongs to another value of '{self.key}'."
@@ -76,7 +76,7 @@ class When:
 
 
 class _OneSentence(ModelMetaclass):
-    """Classes whose instances, where Python code makes them, refuse settings as recipes do."""
+    """Metaclass whose classes, called from Python, reject settings like recipes do."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         try:
@@ -103,8 +103,8 @@ class Settings(BaseModel, metaclass=_OneSentence):
     def _over_defaults(cls, tree: Any) -> Any:
         """Merge nested settings over the default of the outer class, not of their own class.
 
-        Numbers given as true or false become text, which is refused: YAML reads `ipc=on` as true,
-        and Python would take that for 1.
+        Booleans given for numbers become text, which is refused: YAML reads `ipc=on` as true, and
+        Python would treat that as 1.
         """
         if not isinstance(tree, Mapping):
             return tree
@@ -133,7 +133,7 @@ class Settings(BaseModel, metaclass=_OneSentence):
     @classmethod
     @cache
     def _number_fields(cls) -> frozenset[str]:
-        """The settings that are a number, perhaps None, and nothing else."""
+        """The settings that hold a number, or perhaps None, and nothing else."""
         numbers = {int, float}
         types = {
             name: set(get_args(field.annotation) or (field.annotation,)) - {NoneType}
@@ -148,7 +148,7 @@ class Settings(BaseModel, metaclass=_OneSentence):
             yield from ((name, mark) for mark in field.metadata if isinstance(mark, When))
 
     def without_effect(self, prefix: str = "") -> dict[str, str]:
-        """Settings that have no effect beside the others, by dotted key, each with the reason.
+        """Settings that have no effect given the others: the reason by dotted key.
 
         Args:
             prefix: key of these settings in the recipe, with a trailing dot.

@@ -10,13 +10,13 @@ from rayd.config.base import Settings
 
 
 class CallbackSettings(Settings):
-    """A callback by name, with its arguments; a bare name takes their defaults."""
+    """A callback by name, with its arguments; a bare name uses the default arguments."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
-    """`csv`, `early-stopping`, `mlflow`, `snapshots`, `trackio` or `wandb`, that of an entry point, or
-    `package.module:Name`.
+    """`csv`, `early-stopping`, `mlflow`, `snapshots`, `trackio` or `wandb`, the name of an entry
+    point, or `package.module:Name`.
     """
 
 

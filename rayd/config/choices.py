@@ -37,26 +37,26 @@ RELATIVE_RIDGE = 1e-6
 
 
 class LayerRole(StrEnum):
-    """A role that layers of a network play."""
+    """A role of layers in a network, which determines the activations that are recorded."""
 
     FEATURES = "features"
-    """What the classifier (the `nn.Linear` that runs last) reads, as (N, d)."""
+    """Input of the classifier (the `nn.Linear` that runs last), (N, d)."""
     LAST_MAP = "last_map"
-    """The last map before global pooling or flattening, as (N, d, h, w)."""
+    """The last map before global pooling or flattening, (N, d, h, w)."""
     BN_INPUTS = "bn_inputs"
-    """What every `nn.BatchNorm2d` reads, in order of execution, each (N, d, h, w)."""
+    """Input of every `nn.BatchNorm2d`, in order of execution, each (N, d, h, w)."""
     CONV_INPUTS = "conv_inputs"
-    """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
+    """Input of every `nn.Conv2d`, in order of execution, each (N, d, h, w)."""
     CONV_PATH = "conv_path"
-    """The same, but a map that several convolutions read counts once. In residual networks that
+    """The same, but an input that several convolutions share counts once. In residual networks that
     leaves out the 1x1 projections of shortcuts, whose input is that of the first convolution of
     their block.
     """
     BLOCK_OUTPUTS = "block_outputs"
     """The map after each block, in order of execution, each (N, d, h, w). Blocks end where the
-    network goes over to a smaller resolution for good, and at the end. Where a convolution has a stride, that is
-    the map which it reads (of several, the one that was there first: a residual block's input);
-    where the network pools, the pooled map; at the end, the last map.
+    network permanently switches to a smaller resolution, and at the end. The output of a block is
+    the input of the strided convolution that follows (of several, the earliest: a residual block's
+    input), or the pooled map if the network pools; that of the last block is the last map.
 
     In a ConvNet these are the outputs of its blocks of convolution, normalisation, activation and
     pooling; in a ResNet those of its stages.

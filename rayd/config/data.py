@@ -50,7 +50,7 @@ UNUSUAL = frozenset(
         "copies",
     }
 )
-"""Settings that few data need: they are written, and part of cache keys, only where they are set."""
+"""Settings that few data need: they are written, and part of cache keys, only if they are set."""
 
 
 class DataSettings(Settings):
@@ -63,14 +63,14 @@ class DataSettings(Settings):
     imbalance: float = Field(default=1.0, ge=1.0)
     """Long-tailed subset: class c of C keeps n_max * imbalance^(-c/(C-1)) images; 1 keeps all."""
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Fraction of each class carved from the training split for model selection."""
+    """Fraction of each class that is set aside from the training split for model selection."""
     split_seed: int = 42
     """Seed of splits and subsets; it belongs to the data, not to the run."""
     image_size: int | None = Field(default=None, ge=4)
     """Side in pixels to resize images to; required if the files have different sizes."""
     fit: Literal["crop", "squash", "pad"] = "crop"
-    """How `image_size` makes an image square that is not: keep the central square of the short side,
-    scale both sides, or fill the short side with `background`.
+    """How `image_size` makes images square: crop to the central square, scale each side by itself,
+    or pad the short side with `background`.
     """
     mode: Literal["grey", "rgb"] | None = None
     """Channels of all images; by default greyscale if no image has a colour, however its pixels are
@@ -83,15 +83,15 @@ class DataSettings(Settings):
     floats in image files; by default they are refused.
     """
     train: Name = None
-    """Name of the training split where it is not certain: a folder, the beginning of Parquet files,
-    or of keys of an npz file; `.` where the folders are classes, not splits.
+    """Name of the training split, if it is ambiguous: a folder, or the prefix of Parquet files or
+    of keys in an npz file; `.` if the folders are classes, not splits.
     """
     validation: Name = None
     """Name of the validation split, like `train`."""
     test: Name = None
     """Name of the test split, like `train`."""
     copies: Literal["refuse", "keep"] = "refuse"
-    """Whether test images may be copies of training images, where the data come with a test split."""
+    """Whether test images may be copies of training images, if the data come with a test split."""
     normalization: Literal["standard", "zca", "zca-scaled"] = "standard"
     """Per-channel standardisation, ZCA whitening as in MTT, or ZCA whitening of standardised channels
     as in FRePo, fitted on the training split.
@@ -105,15 +105,13 @@ class DataSettings(Settings):
 
     @property
     def title(self) -> str:
-        """The data in titles and messages: their name, or the kind of the objects that they were
-        given as.
-        """
+        """Name of the data in titles and messages, or the kind of the objects that were given."""
         path = Path(self.name)
         return path.stem if GIVEN in path.parts else self.name
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out settings for unusual data at their defaults, as keys are hashes of settings."""
+        """Omit settings for unusual data at their defaults, as cache keys hash all settings."""
         tree: dict[str, Any] = serialize(self)
         fields = type(self).model_fields
         return {

@@ -62,16 +62,17 @@ ObserverNetwork = Annotated[ObserverNetworkSettings, BeforeValidator(_network_fr
 
 
 class StudentNetworkSettings(NetworkSettings):
-    """An architecture of students, and what it needs of its own in a protocol."""
+    """An architecture of students, with the settings in which it departs from the protocol."""
 
     learning_rate: float | None = Field(default=None, gt=0)
     """Initial step size of students of this architecture, e.g. 1e-4 for a Swin-Tiny beside ResNets;
-    by default that of the protocol. It wins over a step size that was learned with the set.
+    by default that of the protocol. It takes precedence over a step size that was learned with the
+    set.
     """
 
     @property
     def label(self) -> str:
-        """With the step size, where it has its own."""
+        """Short name, including the step size if the architecture has its own."""
         own = "" if self.learning_rate is None else f"-lr{self.learning_rate:g}"
         return super().label + own
 
@@ -99,13 +100,13 @@ class NetworkGroupSettings(Settings):
     compute them in parallel.
     """
     order: Literal["turn", "random"] = "turn"
-    """Which networks a step uses: the next ones in turn (round robin), or any, drawn anew in each
+    """Which networks a step uses: the next ones in turn (round robin), or random ones, redrawn each
     step.
     """
     augmentation: str | None = DSA_STRATEGY
-    """Siamese augmentation of real and synthetic images, operations joined by underscores, of which
-    a step draws one, or by `+`, which it applies together (see `rayd.data.augmentation.dsa`); null
-    for none. Observers with measured statistics keep one draw; others draw for every class in
+    """Siamese augmentation of real and synthetic images: operations joined by underscores, of which
+    each step draws one, or by `+`, to be applied together (see `rayd.data.augmentation.dsa`); null
+    for none. Observers with measured statistics keep a single draw; others draw for every class in
     every step.
     """
     batch_size: int = Field(default=256, ge=1)
@@ -172,8 +173,8 @@ class ModelPoolSettings(Settings):
     """
     loss: Literal["cross-entropy", "mse", "contrast"] = "cross-entropy"
     """`mse`: half the squared distance of the logits from the targets of a ridge regression;
-    `contrast`: cross-entropy, and what images of one basis and of one class share (HaBa's
-    adversary; `source: synthetic`).
+    `contrast`: cross-entropy plus losses on the similarity of images of one basis and of one class
+    (HaBa's adversary; `source: synthetic`).
     """
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer of the networks."""
@@ -188,8 +189,8 @@ class ModelPoolSettings(Settings):
     def _one_rule(self) -> ModelPoolSettings:
         if self.lifetime is not None and self.push_every is not None:
             raise ValueError(
-                "'model_pool.lifetime' renews networks where 'model_pool.push_every' adds none: "
-                "set one of them to null"
+                "'model_pool.lifetime' only replaces networks if 'model_pool.push_every' adds "
+                "none: set one of them to null"
             )
         if self.loss == "contrast" and self.source == "real":
             raise ValueError(
@@ -212,11 +213,11 @@ class ObserverSettings(NetworkGroupSettings):
     classes.
     """
     ascent_steps: int = Field(default=0, ge=0)
-    """Steps by which the weights of fixed observers climb the cross-entropy of the first images of
-    every block, so that blocks are matched through networks of their own (DWA); 0 for none.
+    """Gradient ascent steps of fixed observers on the cross-entropy of each block's first images,
+    so that every block is matched through different networks (DWA); 0 for none.
     """
     ascent_length: Annotated[float, When(ascent_steps=True)] = Field(default=0.015, gt=0)
-    """Length of the way uphill, over all steps together, in the Euclidean norm of all weights."""
+    """Total length of the ascent over all steps, in the Euclidean norm of all weights."""
     model_pool: ModelPoolSettings | None = None
     """Networks trained alongside the synthesis, in place of a fresh one in each step (`real:
     sampled`); null for none.

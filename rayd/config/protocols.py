@@ -1,7 +1,8 @@
 """Published evaluation protocols by name: `evaluation.protocol=dsa`.
 
-A protocol stands for the settings below; settings beside its name win over them, and it wins over
-what a recipe says otherwise. Architectures, seeds and baselines are not part of it.
+A protocol stands for the settings below. Settings given along with its name take precedence over
+them, and they take precedence over the rest of the recipe. Architectures, seeds and baselines are
+not part of a protocol.
 
 - `dc`, `dsa`: Zhao and Bilen (2021): hard labels; 300 epochs without augmentation, or 1,000 with
   DSA; one decay to a tenth with a new optimizer. The step size is 0.01.
@@ -112,11 +113,11 @@ _LABELS = {"fkd": "stored", "rded": "online", "edc": "online"}
 
 
 def with_protocol(layer: Mapping[str, Any], below: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of a layer laid over those of the protocol that it names.
+    """Merge a layer of settings over those of the protocol that it names.
 
     Args:
-        layer: settings of a file or of a command line.
-        below: settings that it is laid over, which may say the data and the budget.
+        layer: settings of a file or of a command line, which may name a protocol.
+        below: settings that the layer is merged over, which may contain the data and the budget.
     """
     evaluation = layer.get("evaluation")
     name = evaluation.get("protocol") if isinstance(evaluation, Mapping) else None

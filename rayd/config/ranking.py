@@ -8,11 +8,11 @@ from rayd.config.base import Settings
 from rayd.config.observers import Network, NetworkSettings
 
 RANKED = ("forgetting", "el2n", "difficulty")
-"""Selections that need networks which learn the real images; see `rayd.training.image_ranking`."""
+"""Selections that need networks trained on the real images; see `rayd.training.image_ranking`."""
 
 
 class RankingSettings(Settings):
-    """Training of the networks whose learning ranks the real images: `synthetic.init` and
+    """Training of the networks whose learning curves rank the real images: `synthetic.init` and
     `evaluation.baselines` of `forgetting`, `el2n` and `difficulty`. Scores are means over them.
     """
 
@@ -23,7 +23,7 @@ class RankingSettings(Settings):
     epochs: int = Field(default=20, ge=1)
     """Passes over the real images (200 in the paper of forgetting)."""
     early: int = Field(default=10, ge=1)
-    """Number of passes after which errors are taken for `el2n` and `difficulty`."""
+    """Number of passes after which errors are measured for `el2n` and `difficulty`."""
     batch_size: int = Field(default=128, ge=1)
     """Images per batch."""
     learning_rate: float = Field(default=0.01, gt=0)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a key that stands twice, of which YAML would keep the last."""
+    """YAML loader that refuses duplicate keys, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -27,7 +27,7 @@ class _UniqueKeys(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if isinstance(key, yaml.ScalarNode) and name in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key '{key.value}' stands there twice",
+                    problem=f"the key '{key.value}' occurs twice",
                     problem_mark=key.start_mark,
                 )
             seen.add(name)
@@ -42,7 +42,7 @@ DATA_NAMES = frozenset({"data", "data.name"})
 
 
 _OWN_TERM = re.compile(r"terms\.([\w.]+:\w+)(?:\.(.*))?")
-"""Key of a term that is named by its place, whose dots are not those of a key."""
+"""Key of a term named by its import path, whose dots do not separate keys."""
 
 
 def parts_of(key: str) -> list[str]:
@@ -61,8 +61,9 @@ def parts_of(key: str) -> list[str]:
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Parse overrides such as `["synthesis.steps=5", "ipc=2"]` into a tree; values are YAML.
 
-    A name or path of data is taken as it stands, unless it is a mapping or in quotation marks: YAML
-    would read `2024` as a number, and drop what follows ` #`. So is a colour such as `#ffffff`.
+    A name or path of data is taken literally, unless it is a mapping or in quotation marks: YAML
+    would read `2024` as a number, and drop everything after ` #`. The same applies to a colour such
+    as `#ffffff`.
 
     >>> parse_overrides(["data=my photos #1", "data.background=#ffffff"])
     {'data': {'name': 'my photos #1', 'background': '#ffffff'}}
@@ -85,7 +86,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str, argument: str) -> Any:
-    """What a value is as YAML."""
+    """Parse a value as YAML."""
     try:
         value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -200,7 +201,7 @@ RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
     "sre2l": _of_objective("moments", "first_layer_weight"),
     "unidd": _SPECTRAL_FILTER,
 }
-"""Those that had another name for one method alone. Names in `objective` come after the term's."""
+"""Settings that were only renamed for one method. Names in `objective` come after the term's."""
 
 
 def renamed_of(method: object) -> dict[str, str]:
@@ -222,7 +223,7 @@ def with_new_names(
     Args:
         tree: settings as a nested mapping.
         where: origin of the settings, for a warning about old names; None for no warning.
-        method: whose names they are; absent: that of the tree.
+        method: the method to which the names belong; by default that of the tree.
     """
     for old, new in renamed_of(method if method is not None else tree.get("method")).items():
         if not _holds(tree, old):
@@ -279,7 +280,7 @@ def with_old_names(
 
 
 def _moved(tree: Mapping[str, Any], key: str, to: str) -> dict[str, Any]:
-    """A tree in which the value at a key stands at another; what stands there already wins."""
+    """Move the value at a key of a tree to another key, unless that one has a value already."""
     left = without(tree, [key])
     outer = key.rpartition(".")[0]
     while "." in outer and lookup(left, outer) in ({}, {"weight": None}):
@@ -349,10 +350,10 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 
 def packaged_yaml(path: Path) -> Any:
-    """What a YAML file of this package holds.
+    """Content of a YAML file of this package.
 
     Read by libyaml where PyYAML has it, seven times as fast as its own parser, which `read_yaml`
-    uses because it survives whatever a stranger's file may hold.
+    uses because it is robust against any content of an unknown file.
     """
     return yaml.load(path.read_text(encoding="utf-8"), _QUICK_LOADER)
 
@@ -375,13 +376,13 @@ def validate(
 def refusal(
     model: type[Settings], error: ValidationError, where: str, prefix: str = ""
 ) -> ConfigError:
-    """What `validate` raises: a sentence for each of the first three things that are wrong."""
+    """The error that `validate` raises: a sentence for each of the first three faults."""
     return ConfigError(" ".join(_sentence(model, e, where, prefix) for e in error.errors()[:3]))
 
 
 def check_some(model: type[Settings], tree: Mapping[str, Any], where: str) -> None:
-    """Check settings that are part of a whole: others may be missing, or must fit together only
-    with those that are laid over these.
+    """Check a part of the settings of `model`: others may be missing, and constraints between
+    settings may depend on those that are merged over these.
 
     Raises:
         ConfigError: a key is unknown, or its value cannot fit whatever the others are.
@@ -400,7 +401,7 @@ def without_unknown(model: type[Settings], tree: Mapping[str, Any]) -> dict[str,
 
 
 def _errors(model: type[Settings], tree: Mapping[str, Any]) -> list[ErrorDetails]:
-    """What is wrong with a tree as settings of `model`."""
+    """Faults of a tree as settings of `model`."""
     try:
         model.model_validate(tree)
     except ValidationError as error:

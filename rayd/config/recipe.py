@@ -1,6 +1,6 @@
 """`Recipe`: the settings of a whole run, and checks of those that must fit each other.
 
-They are one of five levels of checks, see `rayd.config`.
+These are one of five levels of checks, see `rayd.config`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ NOT_KEYED: Mapping[str, Any] = {
     "synthetic.hallucinators": 5,
     "synthetic.kernel_size": 3,
 }
-"""Settings that came after cache keys were written, with the value that those were made with: a
-synthetic set is found under its key of before where they have it.
+"""Settings that are newer than existing cache keys, with the value that is equivalent to their
+absence: with these values they are left out of the key, so that earlier synthetic sets are still
+found.
 """
 
 
@@ -68,9 +69,9 @@ class PaperResult(Settings):
     """Published result that the recipe is compared with."""
 
     network: str | None = None
-    """Network that was tested; null where the paper does not say."""
+    """Network that was tested; null if the paper does not specify it."""
     metric: str = ACCURACY
-    """What was measured: `accuracy`, a fraction, or in words with the unit of the value."""
+    """Measured quantity: `accuracy`, a fraction, or a description that includes the unit."""
     value: float
     """The published value."""
     std: float | None = Field(default=None, ge=0)
@@ -78,9 +79,9 @@ class PaperResult(Settings):
     table: str
     """Paper and table."""
     setting: str = ""
-    """What differs from the recipe; empty if nothing does."""
+    """Differences from the recipe; empty if there are none."""
     note: str = ""
-    """Remarks, such as other values that papers state for the same."""
+    """Remarks, such as other values that papers state for the same setting."""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +100,7 @@ class PaperResult(Settings):
 
     @property
     def of_recipe(self) -> bool:
-        """Whether it is an accuracy of the recipe as it stands."""
+        """Whether it is an accuracy of the recipe itself, without differences."""
         return self.metric == ACCURACY and not self.setting
 
 
@@ -111,7 +112,7 @@ def _results(given: object) -> object:
 
 
 def own_result(results: Sequence[PaperResult]) -> PaperResult | None:
-    """The accuracy of a recipe as it stands among its published results, which comes first."""
+    """The recipe's own accuracy among its published results, of which it is the first."""
     return results[0] if results and results[0].of_recipe else None
 
 
@@ -143,7 +144,7 @@ class MeasuredResult(Settings):
     ior_std: float | None = Field(default=None, ge=0, le=2)
     """Standard deviation of `ior` over distillations."""
     hlr: float | None = Field(default=None, ge=-1, le=1)
-    """Whole set above the distilled one, both under hard labels."""
+    """Accuracy on the whole set minus that on the distilled one, both under hard labels."""
     hlr_std: float | None = Field(default=None, ge=0, le=2)
     """Standard deviation of `hlr` over distillations."""
     lrs: float | None = Field(default=None, ge=0, le=1)
@@ -161,9 +162,9 @@ class MeasuredResult(Settings):
     seconds: float = Field(ge=0)
     """Wall-clock seconds of the whole command."""
     cpu_seconds: float | None = Field(default=None, ge=0)
-    """Processor seconds of the whole command, which other programs move less."""
+    """Processor seconds of the whole command, which depend less on other programs."""
     cpu_seconds_given_experts: float | None = Field(default=None, ge=0)
-    """The same of one distillation whose experts were trained before; mean over those."""
+    """The same for a distillation with cached experts; mean over such distillations."""
     peak_memory_mb: int | None = Field(default=None, ge=0)
     """Largest resident memory of a process, in units of 2^20 bytes."""
     note: str = ""
@@ -194,20 +195,20 @@ class Recipe(Settings):
     squeeze: SqueezeSettings = SqueezeSettings()
     """Training of the observers, if they are trained."""
     classifiers: ClassifierSettings | None = None
-    """Networks that know the classes, for terms whose observers do not; by default the observers
-    if they are trained (interpolated ones with their trained weights), else ResNet-18s as in IID.
+    """Networks that know the classes, for terms whose observers do not; by default the observers if
+    they are trained (interpolated ones at their trained weights), else ResNet-18s as in IID.
     """
     experts: ExpertSettings = ExpertSettings()
     """Training of expert trajectories, for methods that match trajectories."""
     ranking: RankingSettings = RankingSettings()
-    """Networks that rank the real images, where a selection of them is wanted."""
+    """Networks that rank the real images, if some are selected by rank."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Parameterisation and initialisation of the synthetic set."""
     synthesis: SynthesisSettings = SynthesisSettings()
     """Optimisation of the synthetic set."""
     terms: dict[str, TermSettings] = Field(default_factory=dict)
-    """Terms of the objective by name: weights of the method's own, and terms that any method may
-    add, such as `terms.centralization.weight=0.05`.
+    """Terms of the objective by name: settings of the method's own terms, and terms added to them,
+    such as `terms.centralization.weight=0.05`.
     """
     objective: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method's objective, for methods that match trajectories."""

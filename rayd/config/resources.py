@@ -33,7 +33,7 @@ class ResourceSettings(Settings):
     """Ray cluster to join; by default a private one on this machine."""
     placement: Literal["pack", "spread"] = "pack"
     """`spread` distributes workers over as many nodes as possible, for work bound by memory or by
-    reading files; `pack` uses Ray's default, which half fills a node before using the next.
+    reading files; `pack` is Ray's default, which fills half of a node before using the next.
     """
     decoders: int = Field(default=0, ge=0)
     """CPUs, in addition to those of the workers, that decode streamed images (`data.stream`) while

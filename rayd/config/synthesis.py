@@ -32,7 +32,7 @@ class SyntheticSettings(Settings):
     kind: Literal["pixels", "partitioned", "lowrank", "hallucinated"] = "pixels"
     """Parameterisation of the images: pixels; squares of smaller images that are enlarged for use
     (IDM, IDC, NCFM); products of small matrices shared by several images (LS-MTT), as many as
-    `budget` allows; or what several small networks make of each stored image (HaBa).
+    `budget` allows; or images that several small networks generate from each stored one (HaBa).
     """
     factor: Annotated[int, When(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
@@ -40,8 +40,9 @@ class SyntheticSettings(Settings):
         "real", "noise", "herding", "k-center", "forgetting", "el2n", "difficulty", "rded"
     ] = "real"
     """Initial images: random real ones, Gaussian noise, a selection of real ones
-    (`rayd.data.selection`; the last three by how networks learn them, see `ranking`), or stitched
-    from the patches that the first observer finds most realistic (RDED).
+    (`rayd.data.selection`; `forgetting`, `el2n` and `difficulty` select by how networks learn them,
+    see `ranking`), or images stitched from the patches that the first observer finds most realistic
+    (RDED).
     """
     patches: Annotated[int, When(init="rded")] = Field(default=1, ge=1)
     """`rded`: patches along each side of an image."""
@@ -61,7 +62,7 @@ class SyntheticSettings(Settings):
     sets: Annotated[int | None, When(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: number of sets of shared factors; by default chosen for the budget."""
     hallucinators: Annotated[int, When(kind="hallucinated")] = Field(default=5, ge=1)
-    """`hallucinated`: number of networks, each of which makes an image of every stored one."""
+    """`hallucinated`: number of networks; each generates an image from every stored one."""
     kernel_size: Annotated[int, When(kind="hallucinated")] = Field(default=3, ge=1)
     """`hallucinated`: side of the networks' convolutions, in pixels."""
     labels: Literal["hard", "classes", "experts", "random"] = "hard"
@@ -81,7 +82,7 @@ class SyntheticSettings(Settings):
 
     @property
     def per_basis(self) -> int:
-        """Number of images that are made of a whole stored one."""
+        """Number of images that are generated from a stored one, which they all use as a whole."""
         return self.hallucinators if self.kind == "hallucinated" else 1
 
     @property
@@ -98,13 +99,13 @@ class SyntheticSettings(Settings):
             )
         if self.labels != "hard" and self.expansion > 1:
             raise ValueError(
-                f"'synthetic.kind: {self.kind}' has hard labels: "
-                "each stored image stands for several"
+                f"'synthetic.kind: {self.kind}' has hard labels, as each stored image stands for "
+                "several"
             )
         if self.kind == "lowrank" and self.init == "rded":
             raise ValueError(
-                "'synthetic.init: rded' makes 'ipc' images a class, "
-                "'synthetic.kind: lowrank' needs more of them"
+                "'synthetic.init: rded' makes only 'ipc' images per class, and 'synthetic.kind: "
+                "lowrank' needs more"
             )
         return self
 
@@ -125,11 +126,11 @@ class SynthesisSettings(Settings):
     learning_rate: float = Field(default=1.0, gt=0)
     """Step size of the parameters, in units of normalised pixels. For low-rank mappers (`left`,
     `right`) it is divided under SGD by the number of pixels of the images that share one, because
-    images move so much further with them.
+    images move that much further with them.
     """
     learning_rates: dict[Parameter, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Step sizes of individual parameters, where they exist: `images`, or `left`, `right` and
-    `bases` of low-rank images, `encoder`, `encoder_bias`, `scale`, `shift`, `decoder` and
+    """Step sizes of individual parameters, as far as the set has them: `images`, or `left`, `right`
+    and `bases` of low-rank images, `encoder`, `encoder_bias`, `scale`, `shift`, `decoder` and
     `decoder_bias` of hallucinators, `labels`, `log_step_size`.
     """
     clip_gradient: float | None = Field(default=None, gt=0)
@@ -139,25 +140,26 @@ class SynthesisSettings(Settings):
     second_momentum: Annotated[float, When(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
     sam_radius: float = Field(default=0.0, ge=0)
-    """Sharpness-aware minimisation (SAM): the gradient is taken where the images lie after a step of
-    this length uphill, through the same network; 0 for none. It doubles the cost of a step.
+    """Sharpness-aware minimisation (SAM): the gradient is taken at the images after a step of this
+    length uphill, through the same network; 0 for none. It doubles the time of a step.
     """
     schedule: Literal["constant", "cosine"] = "constant"
     """Schedule of the step size: constant, or half a cosine down to zero."""
     block: Annotated[int | Literal["classes"] | None, BeforeValidator(_size_of_a_block)] = None
-    """Number of stored images, or of low-rank sets, that are optimised together; `classes` for the
-    number of classes, one image of each; by default all, as one block. Blocks run in parallel,
-    unless the method makes them sequential.
+    """Number of stored images, or of low-rank mapper sets, that are optimised together; `classes`
+    for the number of classes, one image of each; by default all, as one block. Blocks run in
+    parallel, unless the method makes them sequential.
     """
     order: Literal["turn", "class"] = "turn"
-    """Order in which blocks are filled: one image of each class in turn (SRe2L), or all images of
-    one class after another, so that statistics of a class are those of several images (released
-    code of G-VBSM and EDC).
+    """Order in which blocks are filled: one image of each class in turn (SRe2L), or all images of a
+    class before the next class, so that statistics of a class are computed from several images
+    (released code of G-VBSM and EDC).
     """
     split: int = Field(default=1, ge=1)
-    """Parts that the images of a step are cut into, each computed by a worker of its own: so many
-    workers can share one observer's step. For methods whose terms allow it, with `real: measured`.
-    Results depend on it by rounding only, and never on the number of workers.
+    """Number of parts into which the images of a step are split, each computed by a different
+    worker, so that several workers can share the step of one observer. For methods whose terms
+    allow it, with `real: measured`. Results depend on it by rounding only, and never on the number
+    of workers.
     """
     transform: TransformSettings = TransformSettings()
     """Random view of the synthetic images, drawn for every observer and step."""

@@ -191,13 +191,13 @@ class ClassifierSettings(NetworkGroupSettings):
     pool: int = Field(default=10, ge=1)
     """Number of classifiers of each architecture."""
     order: Literal["turn", "random"] = "random"
-    """Which classifiers a step uses: any, drawn anew in each step, or the next ones in turn."""
+    """Which classifiers a step uses: random ones, redrawn each step, or the next ones in turn."""
     squeeze: Annotated[SqueezeSettings, When(trained=True)] = SqueezeSettings(
         epochs=40,
         batch_size=256,
         learning_rate=0.01,
         schedule=ScheduleSettings(name="constant"),
-        # said outright: what is not set would be the shift and flip of `squeeze`
+        # set explicitly: by default they would be the shift and flip of `squeeze`
         transform=TransformSettings(shift=0, flip=False),
     )
     """Training of the classifiers; `squeeze.workers` of the recipe applies to them, too."""
@@ -223,20 +223,20 @@ NOT_OF_A_STUDENT = frozenset(
         "workers",
     }
 )
-"""Evaluation settings that say which students there are and where, not how one is trained."""
+"""Evaluation settings that determine which students are trained and where, but not how."""
 
 
 class EvaluationSettings(TrainingSettings):
     """Training and testing of students; default: hard-label protocol of Zhao and Bilen (2021)."""
 
     protocol: Protocol | None = None
-    """Published protocol whose settings stand below those given beside it, see
+    """Published protocol whose settings are used unless they are also set explicitly, see
     `rayd.config.protocols`; null for none.
     """
     networks: Annotated[tuple[StudentNetwork, ...], Listed, Field(min_length=1)] = (
         StudentNetworkSettings(),
     )
-    """Architectures of the students, each with a step size of its own where it needs one."""
+    """Architectures of the students, each with its own step size if it needs one."""
     seeds: int = Field(default=3, ge=1)
     """Number of students per architecture, with different seeds."""
     whole_epochs: int | None = Field(default=None, ge=1)
@@ -255,38 +255,39 @@ class EvaluationSettings(TrainingSettings):
     """Weight of the cross-entropy with the images' hard labels, added to `kl` or `mse`."""
     clean_forward: bool = False
     """Also run each batch before mixing through the student, without gradient, so that batch
-    statistics update twice (as the released code of RDED means to, which sees mixed images).
+    statistics update twice (as the released code of RDED intends to, although it passes mixed
+    images).
     """
     learned_step_size: bool = True
     """Train with the step size that was learned with the set, if any, in place of
     `learning_rate`.
     """
     learning_rates: Annotated[tuple[PositiveFloat, ...], Listed] = ()
-    """Step sizes that are tried in place of `learning_rate`: reported are students at the one that
-    is best on the validation split, for each set and architecture.
+    """Step sizes that are tried in place of `learning_rate`; the report contains the students of
+    the one that is best on the validation split, for each set and architecture.
     """
     epoch: Annotated[tuple[Epoch, ...], Listed, Field(min_length=1)] = ("last",)
     """Reported accuracy: of the last epoch, of the epoch that is best on the validation split, or
     both.
     """
     workers: int = Field(default=1, ge=1)
-    """Above 1, each student is trained by that many workers of Ray Train, data-parallel, and as
-    many students at a time as `resources.workers` are enough for: where there are more GPUs than
-    students. The same batches, and the same result up to rounding; on CPUs each worker normalises
-    its own part of a batch.
+    """Above 1, each student is trained by that many workers of Ray Train, data-parallel, with as
+    many students at a time as `resources.workers` suffice for: for more GPUs than students. Batches
+    are the same, and the result is the same up to rounding, except that on CPUs each worker
+    normalises its own part of a batch.
     """
     baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
-    """Sets trained under the same protocol for comparison: real images of the same budget, chosen
+    """Sets trained under the same protocol for comparison: real images of the same budget, selected
     at random, by herding or k-center, or by how networks learn them (`forgetting`, `el2n`,
-    `difficulty`; see `ranking`), or stitched from the patches that the first observer finds most
-    realistic (`rded`); or all of them (`whole`).
+    `difficulty`; see `ranking`); images stitched from the patches that the first observer finds
+    most realistic (`rded`); or all real images (`whole`).
     """
     comparisons: Annotated[tuple[Comparison, ...], Listed] = ("hard-labels", "equal-storage")
-    """Further students that show what an accuracy is worth. `hard-labels`: all sets under hard
-    labels as well, where the protocol's are soft; `equal-storage`: random real images of as many
-    bytes as the distilled set with its labels, in as many optimizer steps; `no-augmentation`: the
-    distilled and random images without augmentation. An empty list switches them off, as no
-    baselines do.
+    """Further students that put an accuracy into perspective. `hard-labels`: all sets under hard
+    labels as well, where the protocol's are soft; `equal-storage`: random real images that take as
+    many bytes as the distilled set with its labels, for as many optimizer steps; `no-augmentation`:
+    the distilled and random images without augmentation. An empty list disables them, as does an
+    empty list of baselines.
     """
 
     def epochs_on(self, set_name: str) -> int:
@@ -318,7 +319,7 @@ class EvaluationSettings(TrainingSettings):
         return ", ".join(words)
 
     def _departing_words(self) -> list[str]:
-        """Settings of the training that are not the defaults."""
+        """Descriptions of the training settings that are not the defaults."""
         words = []
         if self.loss != "cross-entropy":
             words.append(f"kl T={self.temperature:g}" if self.loss == "kl" else "mse")

@@ -87,7 +87,7 @@ class StartSettings(Settings):
 
 
 class TrajectorySettings(Settings):
-    """How students match expert trajectories."""
+    """Settings of students that match expert trajectories."""
 
     steps: int = Field(default=20, ge=1)
     """Gradient steps of a student on the synthetic images."""
@@ -106,12 +106,12 @@ class TrajectorySettings(Settings):
     step; with more than one, workers compute them in parallel.
     """
     way: Literal["reverse", "full", "truncated"] = "reverse"
-    """Gradient computation: exact in the memory of one step, exact with all steps in memory, or
+    """Gradient computation: exact with the memory of one step, exact with all steps in memory, or
     TESLA's approximation; see `rayd.objectives.trajectory`.
     """
     loss_limit: float | None = Field(default=None, gt=0)
-    """Loss above which a student counts as diverged and is ignored; by default only a loss or
-    gradient that is not finite does.
+    """Loss above which a student counts as diverged and is ignored; by default only a student whose
+    loss or gradient is not finite counts as diverged.
     """
     patience: int = Field(default=100, ge=1)
     """Number of consecutive steps in which all students diverge, after which the run is aborted."""

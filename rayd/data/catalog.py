@@ -116,10 +116,11 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def _idx_files(mirrors: Sequence[str], md5: Mapping[str, str]) -> tuple[Download, ...]:
-    return tuple(
-        Download(file, digest, tuple(mirror + file for mirror in mirrors))
-        for file, digest in md5.items()
-    )
+    downloads = []
+    for file, digest in md5.items():
+        urls = tuple(mirror + file for mirror in mirrors)
+        downloads.append(Download(file, digest, urls))
+    return tuple(downloads)
 
 
 _MNIST_MIRRORS = (

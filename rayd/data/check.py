@@ -69,7 +69,7 @@ class Check:
     name: str
     """Name or path of the data."""
     summary: DataSummary | None
-    """What can be read; None if nothing can."""
+    """The readable data; None if nothing is readable."""
     problems: tuple[Problem, ...]
     """All problems, errors first."""
 
@@ -99,7 +99,7 @@ class Check:
 
 @dataclass
 class _Findings:
-    """What was seen of the images of one split."""
+    """Findings on the images of one split."""
 
     keys: Keys
     """Hash of the pixels of each image; a different one for each unreadable image."""
@@ -304,7 +304,7 @@ def _summary(
     chosen: Mapping[str, SplitSubset],
     findings: Mapping[str, _Findings],
 ) -> tuple[DataSummary, list[Problem]]:
-    """What a run would read, and problems of what it would choose."""
+    """The data that a run would read, and problems of its selection."""
     of_split = {id(split): findings[name] for name, split in source.splits.items()}
     keys = {name: of_split[id(subset.split)].keys[subset.rows] for name, subset in chosen.items()}
     labels = {name: subset.labels for name, subset in chosen.items()}

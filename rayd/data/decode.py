@@ -99,7 +99,7 @@ class Encoded(NamedTuple):
 
 @dataclass
 class DecodeLog:
-    """What was done to images while they were decoded, by number of images."""
+    """Conversions of images while they were decoded, by number of images."""
 
     conversions: Counter[str] = field(default_factory=Counter)
     """Images by conversion, in words."""
@@ -118,7 +118,7 @@ class ColourError(Exception):
 
 @dataclass(frozen=True)
 class Decoder:
-    """How encoded images become pixels.
+    """Settings for the conversion of encoded images to pixels.
 
     >>> Decoder(side=32, fit="pad").size(480, 640)
     (32, 32)
@@ -127,7 +127,7 @@ class Decoder:
     side: int | None = None
     """Side in pixels to resize every image to; None keeps the size."""
     fit: Fit = "crop"
-    """How an image that is not square is resized."""
+    """Resizing of images that are not square."""
     mode: Mode | None = None
     """Greyscale or colour; None: greyscale if no image has a colour."""
     background: tuple[int, int, int] = (255, 255, 255)

@@ -82,7 +82,7 @@ class Listing:
     folders: frozenset[str] = frozenset()
     """Relative paths of the subfolders, including empty ones where the storage has folders."""
     skipped: tuple[str, ...] = ()
-    """What could not be listed (broken links, loops of links, pipes), as clauses."""
+    """Entries that could not be listed (broken links, loops of links, pipes), as clauses."""
 
     @classmethod
     def of(cls, folder: Path) -> Listing:

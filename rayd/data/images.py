@@ -158,7 +158,7 @@ class ImageData:
     normalization: Normalization
     """Normalisation fitted on `train`."""
     summary: DataSummary | None = None
-    """What was read; None for data that were not loaded by `rayd.data.load`."""
+    """Description of the data as read; None for data that were not loaded by `rayd.data.load`."""
 
     def __post_init__(self) -> None:
         for split, other in (("validation", self.validation), ("test", self.test)):

@@ -276,7 +276,7 @@ def remember(
 
 @dataclass(frozen=True)
 class _Recalled:
-    """What is known of a set that a run has decoded."""
+    """Stored properties of a set that a run has decoded."""
 
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of splits and normalisation."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from rayd.data.arrays import Pixels
 
 Fit = Literal["crop", "squash", "pad"]
-"""How an image that is not square becomes one."""
+"""Ways to make an image square."""
 
 WHITE = (255, 255, 255)
 

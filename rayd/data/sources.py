@@ -55,7 +55,7 @@ class SourceInfo:
     classes: int | None
     """Number of classes; None if unknown before it is opened."""
     found: Path | None
-    """Where it was found, or `package.module:Name` of an installed package; None if it was not."""
+    """Its path, or `package.module:Name` of an installed package; None if it was not found."""
     how: str
     """How to obtain it, as a clause."""
 

@@ -63,7 +63,7 @@ class StreamedPixels:
     image: ImageShape
     """Shape of each decoded image."""
     decoder: Decoder = PLAIN
-    """How images become pixels."""
+    """Settings for the conversion of images to pixels."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""What was read of a data set, for people to check: splits, pixels, classes, what was left out.
+"""Description of a data set as read, for users to check: splits, pixels, classes, omissions.
 
 The same object is shown by plans, at the start of a run, by a set's card and report, and by
 `rayd data check`.
@@ -46,7 +46,7 @@ class SplitSummary:
     classes: tuple[int, ...]
     """Images of each class, in label order."""
     origin: str
-    """Where it comes from, as a clause; may be empty."""
+    """Its origin, as a clause; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class DataSummary:
     image: tuple[int, int, int]
     """Channels, height and width of every image."""
     resized: str = ""
-    """What was done to the shape of images, as a clause; empty if nothing."""
+    """Changes of the shape of images, as a clause; empty if none."""
     conversions: Mapping[str, int] = field(default_factory=dict)
     """Number of images by conversion."""
     left_out: tuple[str, ...] = ()
-    """What was found and not read, as clauses."""
+    """Content that was found but not read, as clauses."""
     duplicates: Duplicates | None = None
     """Copies of images; None if they were not looked for yet."""
     remarks: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def summarize(
 
 
 def _resized(settings: DataSettings, log: DecodeLog | None) -> str:
-    """How `image_size` changed shapes, with the share that was cut off."""
+    """Clause on how `image_size` changed shapes, with the share that was cut off."""
     side = settings.image_size
     if side is None:
         return ""

@@ -58,7 +58,7 @@ class Survey:
     keys: Keys
     """Hashes of the images, to find copies."""
     log: DecodeLog
-    """What was converted."""
+    """Conversions of the images."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""

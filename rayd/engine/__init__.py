@@ -8,7 +8,7 @@ A run, from the outside in:
     stage, stages           what a stage is, and which there are; how they use workers
     work_queue              each item is computed by one of several runs
     evaluate                the evaluate stage of a set that is finished
-    interim                 the same of a set in the middle of its synthesis
+    interim                 the same for a set in the middle of its synthesis
     milestones              where a sweep interrupts the synthesis
 
 The synthesis:

@@ -1,8 +1,9 @@
-"""Resolution of `precision: auto` and `resources.layout: auto` to what the hardware does fastest.
+"""Resolution of `precision: auto` and `resources.layout: auto` to the fastest choice on the
+hardware.
 
 bfloat16 halves the time of a convolution where the processor computes it natively (AVX512-BF16,
-AMX, CUDA from Ampere on) and multiplies it by ten and more where it is emulated. Only a measurement
-shows which: one small network is run both ways, once per machine (`rayd.machine`), and
+AMX, CUDA from Ampere on), and makes it at least ten times as slow where it is emulated. Only a
+benchmark can tell: a small network is run both ways, once per machine (`rayd.machine`), and
 
     bfloat16   is chosen where it takes at most `WORTH` of float32's time, unless the method needs
                finer numbers (`Method.least_precision`) or images are so small that conversions cost
@@ -10,9 +11,9 @@ shows which: one small network is run both ways, once per machine (`rayd.machine
     tf32       is chosen on GPUs that have it where a method allows it but not bfloat16;
     float32    is chosen everywhere else.
 
-The choice is written into the recipe before anything else reads it: cache keys, cards and workers
-get a definite value, and a run that is resumed on another machine keeps its original choice. What
-another machine would choose is noted, too, as the store may hold its results
+The choice is written into the recipe before anything else reads it, so that cache keys, cards and
+workers get a definite value, and a run that is resumed on another machine keeps its original
+choice. The choices of other hardware are recorded as well, as the store may hold its results
 (`rayd.engine.stored_precisions`).
 """
 
@@ -31,20 +32,20 @@ from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge, nest
 from rayd.data import ImageShape
 
 WORTH = 0.85
-"""Share of float32's time below which another arithmetic or layout is chosen. The gain must exceed
-the noise of the measurement, so that equal machines make equal choices.
+"""Fraction of float32's time below which another arithmetic or layout is chosen. The gain must
+exceed the noise of the measurement, so that equal machines make equal choices.
 """
 CLEARLY_SLOWER = 1.15
-"""Share of the time in contiguous layout above which CPUs do not use channels last. Processors with
-AVX2 and AVX-512 measured 0.8 to 1.0.
+"""Fraction of the time in contiguous layout above which CPUs do not use channels last. Processors
+with AVX2 and AVX-512 measured 0.8 to 1.0.
 """
 CRAWLS = 1.5
-"""Share of float32's time above which an explicit setting raises a warning."""
+"""Fraction of float32's time above which an explicit setting causes a warning."""
 UNKNOWN = 1e6
 """Relative time of an arithmetic that a device lacks."""
 SMALL = 16
-"""Side of images in pixels below which bfloat16 is not chosen: on 8x8 digits conversions cost about
-what it saves.
+"""Side of images in pixels below which bfloat16 is not chosen: on 8x8 digits, conversions take
+about as long as it saves.
 """
 SECTIONS = (
     "observers",
@@ -60,7 +61,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """Measured properties of the device that computes."""
+    """Measured properties of the device on which a run computes."""
 
     device: str
     """`cpu`, `cuda` or `mps`."""
@@ -77,7 +78,7 @@ class Hardware:
 
     @property
     def summary(self) -> str:
-        """The device and its speed in bfloat16, in a few words."""
+        """Short description of the device and its speed in bfloat16."""
         return (
             f"{self.device} ({self.name}; bfloat16 takes {self.bfloat16:.2g} times as long as "
             "float32)"
@@ -87,8 +88,8 @@ class Hardware:
     def layout(self) -> str:
         """The faster layout for networks with batch normalisation.
 
-        The device's default (channels last on CPUs) is replaced only by one that is clearly faster:
-        equal machines must make equal choices, whatever else ran during the measurement.
+        The device's default (channels last on CPUs) is replaced only by a clearly faster one: equal
+        machines must make equal choices, whatever else ran during the measurement.
         """
         least = CLEARLY_SLOWER if self.device == "cpu" else WORTH
         return "channels-last" if self.channels_last < least else "contiguous"
@@ -117,11 +118,11 @@ class Choice:
     recipe: Recipe
     """The recipe; neither a `precision` nor `resources.layout` is `auto`."""
     hardware: Hardware
-    """The device that the choice is for."""
+    """The device for which the choice was made."""
     warnings: tuple[str, ...] = ()
     """Sentences about explicit settings that are slow on this device."""
     others: tuple[Recipe, ...] = ()
-    """The recipe as other hardware would have it, where that differs."""
+    """The recipe as resolved for other hardware, if that differs."""
 
     @property
     def summary(self) -> str:
@@ -138,11 +139,12 @@ class Choice:
 
 
 def measure(device: torch.device, anew: bool = False) -> Hardware:
-    """Measure a device of this process, unless its properties are known (about a second).
+    """Measure a device of this process, which takes about a second, unless its properties are
+    cached.
 
     Args:
         device: where to measure.
-        anew: measure even if the properties are known.
+        anew: measure even if the properties are cached.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor()
     return Hardware(
@@ -178,7 +180,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
     kept = before.model_dump(mode="json") if before is not None else {}
     for section in SECTIONS:
         settings = lookup(dumped, section)
-        # sections that the method does not use keep their defaults: the recipe would be refused
+        # sections that the method does not use must keep their defaults, or the recipe would be
+        # refused
         if settings is None or section.partition(".")[0] in method.unused:
             continue
         key = f"{section}.precision"
@@ -206,8 +209,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 
     own = resolved(hardware)
     others = []
-    # every machine is one of four here: the store may hold results as each of them would resolve
-    # the recipe
+    # for this purpose there are only four kinds of machines: the store may hold results of the
+    # recipe as resolved for any of them
     for bfloat16, tf32 in product((0.0, UNKNOWN), (True, False)):
         other = resolved(replace(hardware, bfloat16=bfloat16, tf32=tf32))
         if other != own and other not in others:
@@ -216,7 +219,7 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 
 
 def with_precision_of(recipe: Recipe, other: Recipe, sections: Iterable[str]) -> Recipe:
-    """A recipe with the precision that some of its sections have in another one."""
+    """Copy the precision of some sections from another recipe."""
     dumped = other.model_dump(mode="json")
     tree: dict[str, Any] = {}
     for section in sections:
@@ -243,7 +246,7 @@ def _replaced(settings: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def _hardware(resources: ResourceSettings) -> Hardware:
-    """Hardware of this machine, or of a node of the cluster that the run joins."""
+    """Hardware of this machine, or of a worker's node in the cluster that the run joins."""
     if resources.address is not None:
         from rayd.engine.on_ray.cluster import connect, run_on_worker
 
@@ -253,7 +256,7 @@ def _hardware(resources: ResourceSettings) -> Hardware:
 
 
 def measure_here(resources: ResourceSettings) -> dict[str, Any]:
-    """JSON-able result of `measure` for the device that the resources name in this process."""
+    """JSON-able result of `measure` for the device that the resources select in this process."""
     return measure(devices.choose(resources)).to_json()
 
 

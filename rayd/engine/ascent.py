@@ -1,4 +1,4 @@
-"""Steps uphill: of images whose loss is to be flat around them, and of weights that are to differ."""
+"""Gradient ascent of images, for sharpness-aware minimisation, and of observers' weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def moved_uphill(
     tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
 ) -> Iterator[None]:
-    """Move tensors along their gradients, all together by a distance, until the block ends."""
-    # copies, as subtracting what was added would not give the same bits back
+    """Context in which tensors are moved along their gradients, by a total distance."""
+    # copies, as subtracting the step would not restore the same bits
     before = [tensor.detach().clone() for tensor in tensors]
     lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     length = torch.linalg.vector_norm(torch.stack(lengths))
@@ -32,22 +32,22 @@ def moved_uphill(
 
 
 def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length: float) -> None:
-    """Move weights, in place, by steps of equal length along the gradient of the cross-entropy.
+    """Move weights, in place, by steps of equal length up the gradient of the cross-entropy.
 
     Args:
-        network: in evaluation mode; buffers stay as they are.
+        network: in evaluation mode; buffers are not changed.
         images: network input (N, C, H, W).
         labels: class indices (N,), or rows of probabilities.
-        steps: how many.
-        length: of all steps together.
+        steps: number of steps.
+        length: total length of the steps, in the Euclidean norm of all weights.
     """
     weights = [one for one in network.parameters() if one.is_floating_point()]
-    # observers are frozen; only here their weights have a gradient
+    # observers are frozen otherwise; their weights need a gradient only here
     for weight in weights:
         weight.requires_grad_()
     for _ in range(steps):
         loss = nn.functional.cross_entropy(network(images), labels)
-        # weights that the loss does not reach, such as those of an unused head, get zeros
+        # weights that do not affect the loss, such as those of an unused head, get zeros
         slope = torch.autograd.grad(loss, weights, materialize_grads=True)
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
         pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)

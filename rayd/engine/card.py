@@ -34,10 +34,10 @@ def card(
         method: as the recipe configured it.
         data: the real images.
         learned: the set.
-        synthesis: hash of everything that it depends on.
+        synthesis: hash of everything that the synthesis depends on.
         observers: properties of the trained observers.
         experts: properties of the experts; None for methods without them.
-        origin: where the set and what it was made with were computed, see `origin`.
+        origin: devices that computed the set and the results it builds on, see `origin`.
     """
     recipe = method.recipe
     return {
@@ -70,13 +70,13 @@ def card(
 def origin(
     hardware: Hardware, resources: ResourceSettings, parts: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """The part of a card that says where a set was made.
+    """The part of a card that describes where a set was computed.
 
     Args:
         hardware: the device that computed the set.
         resources: of the run.
-        parts: kinds of device that made the results of earlier stages, by the stage's name: they
-            differ from the set's where a cache is shared by machines with and without GPUs.
+        parts: kinds of device that computed the results of earlier stages, by the stage's name;
+            they may differ from the set's if machines with and without GPUs share a cache.
     """
     return {
         "hardware": {
@@ -93,12 +93,12 @@ def origin(
 
 
 def config(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a card holds it."""
+    """The recipe in the form of a card's entry."""
     return recipe.model_dump(mode="json", exclude={"resources"})
 
 
 def _with_whitening(storage: Storage, data: ImageData) -> Storage:
-    """Storage of a set and of the whitening that its use requires.
+    """Storage of a set, including the whitening matrix that its use requires.
 
     Means and standard deviations of channels are not counted.
     """

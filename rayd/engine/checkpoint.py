@@ -1,6 +1,7 @@
-"""Checkpoints of a block of the synthetic set: one file each, of which the newest two are kept.
+"""Checkpoints of a block of the synthetic set: one file each; the newest two are kept.
 
-`Synthesizer` decides what a checkpoint holds (`_save` and `_load` in `rayd.engine.synthesizer`):
+`Synthesizer` determines the content of a checkpoint (`_save` and `_load` in
+`rayd.engine.synthesizer`):
 
     set.*           parameters and labels of the block
     average.*       their moving average, where a term needs it
@@ -27,7 +28,7 @@ from rayd.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-# the one before stays for the case that the newest is damaged, as by a full disk
+# the previous one is kept in case the newest is damaged, for example by a full disk
 KEPT_CHECKPOINTS = 2
 
 
@@ -35,7 +36,7 @@ def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Ten
     """Write `step-<step>.safetensors` and remove all but the newest `KEPT_CHECKPOINTS`."""
     write_tensors(directory / f"step-{step:08d}.safetensors", tensors, {"key": key, "step": step})
     for path in _by_step(directory):
-        # a later one is damaged: otherwise the run would have resumed from it
+        # a later one must be damaged, or the run would have resumed from it
         if _step_of(path) > step:
             remote.remove(path)
     for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
@@ -52,7 +53,7 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
         if at_most is not None and _step_of(path) > at_most:
             continue
         try:
-            # all of it is read, as a file that was cut off may have a sound head
+            # the whole file is read, as a truncated one may have an intact header
             if remote.bring(path) and read_tensors(path)[1].get("key") == key:
                 return path
         except ArtifactError as error:
@@ -74,15 +75,15 @@ def block_folder(block: int, blocks: int) -> str:
 
 
 def adopt(source: Path, directory: Path, key: str) -> None:
-    """Copy the newest checkpoint of another run's block, unless the block has one of its own that can
-    be read: with damaged ones alone it would start from the initial set.
+    """Copy the newest checkpoint of another run's block, unless the block has a readable one of its
+    own. If all of its own are damaged, it would otherwise start from the initial set.
 
     Raises:
         ArtifactError: that checkpoint is damaged.
     """
     paths = _by_step(source)
     if paths and not resumable(directory, key):
-        # written anew rather than copied: checkpoints carry the hash of their own synthesis
+        # rewritten rather than copied, as checkpoints carry the hash of their own synthesis
         tensors, metadata = read_tensors(paths[-1])
         save_checkpoint(directory, key, int(metadata["step"]), tensors)
 

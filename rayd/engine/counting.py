@@ -1,12 +1,12 @@
-"""Counts the operations of a computation without performing them.
+"""Counting of the operations of a computation without performing them.
 
-`counted(work)` calls the code that a run calls, under a dispatch mode between autograd and the
-kernels. Cheap operations on real values (draws, labels, indices) are performed. The result of an
-expensive one is a *placeholder*, a tensor of the right shape without memory, as is everything that
-is computed from a placeholder. A step with ImageNet batches is thus counted in the time of its
-Python code, in a few hundred megabytes, and the count has the operations and shapes of the run,
-including augmentation, second-order gradients and optimizers. `torch.utils.flop_counter` on meta
-tensors does not support control flow that depends on values, as on draws and labels here.
+`counted(work)` executes the code of a run under a dispatch mode between autograd and the kernels.
+Cheap operations on real values (draws, labels, indices) are performed. The result of an expensive
+one is a *placeholder*, a tensor of the right shape without memory, as is everything that is
+computed from a placeholder. So counting a step with ImageNet batches takes only the time of its
+Python code and a few hundred megabytes, and yields the operations and shapes of the run, including
+augmentation, second-order gradients and optimizers. `torch.utils.flop_counter` on meta tensors does
+not support control flow that depends on values, as on draws and labels here.
 
 A count maps an operation to the number of its calls. An operation is text, e.g.
 
@@ -44,10 +44,12 @@ INDICES = 2**26
 """The same for operations with integer results, on which control flow may depend."""
 ADDRESSES = (2**42, 2**39, 2**36, 2**33)
 """Sizes of the address space of placeholders, of which the first that the system grants is used. It
-is never backed by memory."""
+is never backed by memory.
+"""
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""MAP_NORESERVE, which Python has from 3.13 on: the system need not reserve memory for the
-addresses, neither now nor when the process forks."""
+"""MAP_NORESERVE, which Python defines from 3.13 on: the system need not reserve memory for the
+addresses, neither now nor when the process forks.
+"""
 ALIGNMENT = 64
 """Bytes to which addresses of placeholders are aligned, as torch's allocator does."""
 
@@ -79,7 +81,8 @@ _KEEPING = frozenset(
 
 Operation = str
 """A call as JSON text: name, arguments, keyword arguments, tensors made; tensors are ["T", shape,
-strides, type]."""
+strides, type].
+"""
 
 
 class _Call:
@@ -101,7 +104,7 @@ _known_calls: dict[tuple[Any, ...], _Call] = {}
 _repeats: dict[tuple[Any, ...], tuple[Counter[_Call], Any]] = {}
 """Calls made by functions that are marked as repeated, and the specs of their results."""
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
-"""Types of arguments that are part of a signature as they are."""
+"""Types of arguments that are part of a signature unchanged."""
 
 
 @dataclass
@@ -109,11 +112,11 @@ class Count:
     """Number of calls of each operation, and the memory of the largest backward pass."""
 
     calls: dict[Operation, float] = field(default_factory=dict)
-    """Number of calls; not a whole number if work was counted in part."""
+    """Number of calls; fractional if work was counted in part."""
     saved_bytes: float = 0.0
     """Bytes that autograd saves for a backward pass, at most."""
     backward: float = 0.0
-    """How many of the calls autograd makes in backward passes, without Python code."""
+    """Number of calls that autograd makes in backward passes, without Python code."""
 
     @property
     def number(self) -> float:
@@ -136,7 +139,7 @@ class Count:
         )
 
     def __sub__(self, other: Count) -> Count:
-        """The remainder of this count without another one that is part of it."""
+        """Subtract a count that is part of this one."""
         calls = {}
         for operation, number in self.calls.items():
             left = number - other.calls.get(operation, 0.0)
@@ -164,7 +167,7 @@ class Count:
 
 
 def counted(work: Callable[[], object]) -> Count:
-    """Count the operations of a call, whose results are meaningless."""
+    """Count the operations of a call. Its results are meaningless."""
     with Counting() as counting:
         work()
     return counting.count()
@@ -184,7 +187,7 @@ class Counting(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # nothing is compiled here, and torch's guard against it takes longer than the counting
+        # nothing is compiled here, and torch's check for that takes longer than the counting
         return False
 
     def __enter__(self) -> Counting:
@@ -221,8 +224,8 @@ class Counting(TorchDispatchMode):
     def _repeat(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """The result of a function that is marked as repeated.
 
-        The function is called once for each signature of its arguments, and its calls are counted
-        again without calling it afterwards.
+        The function is called once for each signature of its arguments; after that, its operations
+        are counted without calling it.
         """
         tensors: list[Tensor] = []
         key = (work, _signature(args, tensors))
@@ -269,7 +272,7 @@ class Counting(TorchDispatchMode):
             _signature(args, tensors),
             *((name, _signature(kwargs[name], tensors)) for name in kwargs),
         )
-        # a signature takes long to hash: `_Call` stands for it in all other dictionaries
+        # a signature takes long to hash, so all other dictionaries use `_Call` as key
         call = _known_calls.get(key)
         if call is None:
             call = _known_calls[key] = _Call()
@@ -289,7 +292,7 @@ class Counting(TorchDispatchMode):
         call: _Call,
     ) -> Any:
         """The result of a call: real if cheap or relevant for control flow, else a placeholder."""
-        # a number that Python asks for, most often for a branch
+        # a number that Python code requests, most often for a branch
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
         if func.is_view or (not tensors and not _is_float(kwargs.get("dtype"))):
@@ -318,7 +321,7 @@ class Counting(TorchDispatchMode):
         tensors: list[Tensor],
         call: _Call,
     ) -> bool:
-        """Whether a call makes integers of integers, which may decide on shapes and control flow."""
+        """Whether a call maps integers to integers, which may determine shapes and control flow."""
         if any(each.is_floating_point() for each in tensors):
             return False
         spec = self._spec(func, args, kwargs, call)
@@ -327,7 +330,7 @@ class Counting(TorchDispatchMode):
         )
 
     def _value(self, tensor: Tensor) -> Any:
-        """A number for control flow; that of a placeholder is finite and harmless."""
+        """A number for control flow; for a placeholder, an arbitrary finite one."""
         if self._space.holds(tensor):
             if tensor.dtype is torch.bool:
                 return True
@@ -341,7 +344,7 @@ class Counting(TorchDispatchMode):
             return _written(func, args, kwargs)
         spec = self._spec(func, args, kwargs, call)
         if spec is None:
-            # shapes depend on values: performed, on zeros if arguments are placeholders
+            # result shapes depend on values: performed, on zeros if arguments are placeholders
             return func(*args, **kwargs)
         return self._placeholders(spec)
 
@@ -389,7 +392,7 @@ def _meta_spec(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class _AddressSpace:
-    """Reserved addresses of placeholders, without memory as long as nothing is written to them."""
+    """Reserved addresses for placeholders, which take no memory unless they are written to."""
 
     def __init__(self) -> None:
         for size in ADDRESSES:
@@ -422,7 +425,7 @@ class _AddressSpace:
             span += (length - 1) * stride
         needed = max(1, span) * dtype.itemsize
         if self._next + needed > self._size:
-            # start over: sharing addresses with earlier tensors does not matter, as nothing is read
+            # start over: sharing addresses with earlier tensors is harmless, as nothing is read
             self._next = 0
             self._starts = []
         start = self._next
@@ -453,7 +456,7 @@ def _space() -> _AddressSpace:
 
 
 def _is_by_autograd() -> bool:
-    """Whether the present call is made by a backward pass instead of Python code."""
+    """Whether the current call is made by a backward pass instead of Python code."""
     node = torch._C._current_autograd_node()
     # the backward pass of a `torch.autograd.Function` is Python code
     return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
@@ -503,7 +506,7 @@ def _on_meta(value: Any) -> Any:
 
 
 def _meta_device(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The device for factories, which have no tensors among their arguments to infer it from."""
+    """The device for factory functions, which have no tensor arguments to infer it from."""
     arguments = func._schema.arguments
     takes_device = any(argument.name == "device" for argument in arguments)
     takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)

@@ -1,4 +1,4 @@
-"""From a recipe to a run: reads the data, checks everything, and starts the driver."""
+"""Entry point of a run: reads the data, checks everything, and starts the driver."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def distill(
     warm_start: WarmStart | None = None,
     callbacks: Callbacks | None = None,
 ) -> Run:
-    """Distil a data set as a recipe says, judge the result, and leave both in `out`.
+    """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
 
     Args:
         recipe: the run.
         out: the run's directory.
-        data_root: where named data are looked for first.
+        data_root: folder of named data that is searched first.
         cache: root of the store that runs share; see `rayd.engine.store`.
         resume: continue the run that `out` holds.
         overwrite: replace the run that `out` holds.
         progress: where progress is shown; standard error unless given.
-        judged_on: `validation` looks at the validation split in place of the test split, which is
-            then not looked at.
-        callback: called with the set at some steps of the synthesis.
-        warm_start: what the synthesis goes on from.
-        callbacks: called through the run; see `rayd.callbacks`.
+        judged_on: `validation` evaluates on the validation split instead of the test split, which
+            is then not used.
+        callback: called with the unfinished set at milestones of the synthesis.
+        warm_start: state of another synthesis to start from.
+        callbacks: called throughout the run; see `rayd.callbacks`.
 
     Raises:
-        RaydError: anything that a user can mend, in one sentence, before long work starts where
+        RaydError: any error that the user can fix, in one sentence, before long work starts where
             that is possible.
     """
     progress = progress or Progress()
@@ -71,13 +71,14 @@ def distill(
     check_early_stopping(recipe, data, all_callbacks)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
-    # a resumed run keeps its precisions: on other hardware 'auto' would make it another run
+    # a resumed run keeps its precisions: on other hardware, 'auto' might resolve differently
     choice = arithmetic.choose(recipe, data.shape, before)
     job, reused = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
-    # before the directory is opened: a refused run leaves none behind
+    # before the directory is opened, so that a refused run does not leave one behind
     Squeeze(job).check()
     check_writable(job.store.root, "cache")
-    # trials belong to their sweep: continued by hand, their students would see the test split
+    # trials belong to their sweep: resumed by hand, their students would be tested on the test
+    # split
     alone = judged_on == "test" and warm_start is None
     command = continuation(out, data_root, cache) if alone else None
     with (

@@ -1,4 +1,4 @@
-"""Checks of the installation: what is wrong, and how to fix it."""
+"""Checks of the installation: problems, and how to fix them."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Finding:
     """The result of one check."""
 
     subject: str
-    """What was checked."""
+    """Subject of the check."""
     status: Literal["good", "note", "wrong"]
-    """`note` is worth knowing; only `wrong` needs fixing."""
+    """`note` is for information; only `wrong` needs fixing."""
     detail: str
-    """What was found, and how to fix it."""
+    """The finding, and how to fix it."""
 
     def to_json(self) -> dict[str, str]:
         """A JSON-able mapping."""
@@ -67,7 +67,7 @@ def examine(
     """Check versions, devices, disk, data and Ray.
 
     Args:
-        data_root: where named data are looked for first.
+        data_root: folder of named data that is searched first.
         cache: root of the shared store.
         address: Ray cluster to join; None starts and stops a private one.
     """
@@ -83,7 +83,7 @@ def examine(
 
 
 def _parts() -> list[Finding]:
-    """Own parts that installed packages offer."""
+    """Plug-ins of installed packages."""
     findings = []
     for found in plugins.discovered():
         subject = f"rayd.{found.kind}"
@@ -126,7 +126,7 @@ def _devices() -> list[Finding]:
 
 
 def _arithmetic() -> Finding:
-    """Meaning of `precision: auto` and `resources.layout: auto` on the device of a local run."""
+    """Resolution of `precision: auto` and `resources.layout: auto` on the device of a local run."""
     found = arithmetic.measure(devices.choose(ResourceSettings()), anew=True)
     chosen = "tf32" if found.tf32 else "float32"
     if found.bfloat16 <= arithmetic.WORTH:
@@ -166,7 +166,7 @@ def _data(data_root: Path | None) -> list[Finding]:
     findings = []
     for source in known_sources(data_root):
         if source.name in plugins.offered("datasets"):
-            # listed with the parts of installed packages; reading it may take long
+            # listed with the plug-ins of installed packages; reading it may take long
             continue
         if source.found is None:
             findings.append(Finding(source.name, "note", f"not here; {source.how}"))

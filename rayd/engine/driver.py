@@ -2,9 +2,9 @@
 
     squeeze -> experts -> measure -> score -> rank -> synthesize -> relabel -> evaluate
 
-It reads like sequential code whether the work is done in this process or by Ray workers. Results
-that runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), also by
-runs that go on at the same time.
+The code is sequential, whether the work is done in this process or by Ray workers. Results that
+runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), even by
+concurrent runs.
 """
 
 from __future__ import annotations
@@ -92,17 +92,17 @@ class Driver:
         self._seconds_in_callback = 0.0
         self._writer = SetWriter(job, directory.distilled, self._synthesis.hash, hardware)
         self._synthesis.write = self._writer.write_beside
-        # the set's images where workers can reach them, once labels are made of them
+        # the set's images in shared memory, once the relabel stage has placed them there
         self._images: ObjectRef | None = None
 
     def run(self) -> Run:
-        """Everything up to the report."""
-        # whatever happens, the set is written before others may use the directory
+        """Run all stages, and return the finished run."""
+        # in any case, the set is written before the directory is unlocked
         with self._writer, self._progress.stages(self._stage_names()):
             with self._workers:
-                # the run's own set first: with the store gone, a resumed run needs nothing from it
+                # the run's own set first, so that a resumed run does not depend on the store
                 distilled = self._finished() or self._found()
-                # with the set there, observers would be trained for nothing
+                # if the set exists, observers need not be trained for it
                 networks = teachers(self._recipe)
                 if distilled is None:
                     networks = trained_networks(self._recipe)
@@ -112,12 +112,12 @@ class Driver:
                 labels = self._relabel(distilled, observers)
                 self._writer.finish(distilled, wait=False)
                 report = None
-                # workers that train students together are started by Ray Train
+                # workers that train a student together are started by Ray Train
                 are_shared = self._recipe.resources.workers > 0 and "_pool" in self.__dict__
                 if are_shared and self._recipe.evaluation.workers == 1:
                     report = self._evaluate(distilled, observers, labels, self._pool)
             if report is None:
-                # students need the memory that the worker of this process still takes
+                # students need the memory that the worker in this process still holds
                 self.__dict__.pop("_pool", None)
                 report = self._evaluate(distilled, observers, labels)
             self._writer.finish(distilled)
@@ -141,7 +141,7 @@ class Driver:
 
     @cached_property
     def _pool(self) -> HostingPool:
-        """The workers, started when they are first needed."""
+        """The worker pool, started when it is first needed."""
         info = DatasetInfo.of(self._job.data)
         memory_ = 0
         if self._recipe.resources.workers > 0 and self._forecast is not None:
@@ -153,18 +153,18 @@ class Driver:
 
     @cached_property
     def _forecast(self) -> Forecast | None:
-        """The forecast of the run; None where no progress is shown, as counting operations takes a
+        """The forecast of the run; None if no progress is shown, as counting operations takes a
         second or two.
         """
         return Forecast(self._job) if self._progress.is_shown else None
 
-    def _foreseen(self, name: str) -> float | None:
-        """Seconds that a stage should take, where that is known."""
+    def _expected_seconds(self, name: str) -> float | None:
+        """Expected seconds of a stage, if known."""
         return None if self._forecast is None else self._forecast.stage(name)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to the log, and explain what ran out of memory in it."""
+        """Context that logs the duration of its block, and explains out-of-memory errors."""
         self._callbacks.call("on_stage", stage)
         began = time.monotonic()
         finished = False
@@ -173,13 +173,13 @@ class Driver:
                 yield
             finished = True
         finally:
-            # students that a callback trains are no part of the synthesis
+            # students that a callback trains do not count as synthesis
             seconds = time.monotonic() - began - self._seconds_in_callback
             self._log.spend(stage, seconds, finished, self._peak_memory())
             self._seconds_in_callback = 0.0
 
     def _peak_memory(self) -> PeakMemory:
-        """The most memory that a process of this run has held so far."""
+        """Peak memory of any process of this run so far."""
         peak = PeakMemory.here()
         pool: WorkerPool | None = self.__dict__.get("_pool")
         for worker in [] if pool is None else pool.workers():
@@ -192,24 +192,22 @@ class Driver:
         weight: Callable[[Item], float] | None = None,
         pool: TaskStream | None = None,
     ) -> dict[Item, Result]:
-        """The results of a stage, computed where they are missing."""
+        """The results of a stage; missing ones are computed."""
         found = len(stage.items()) - len(stage.missing())
         if found and (elsewhere := self._made_elsewhere(stage)):
             self._progress.log(f"{stage.name}: found {found} {stage.noun}{elsewhere}")
         if not stage.missing():
             return stage.results()
         on_wait = self._progress.wait_logger(stage.name, stage.noun)
-        foreseen = self._foreseen(stage.name)
+        expected_seconds = self._expected_seconds(stage.name)
         with (
-            self._progress.stage(stage.name, 0, stage.unit, foreseen) as shown,
+            self._progress.stage(stage.name, 0, stage.unit, expected_seconds) as shown,
             self._timed(stage.name),
         ):
             return stage.run(pool or self._pool, shown, on_wait, weight)
 
     def _made_elsewhere(self, stage: Stage[Item, Result]) -> str:
-        """On which other kind of device results were made, for the end of a sentence; empty if on
-        none.
-        """
+        """Clause naming other kinds of device that computed results; empty if there are none."""
         own = self._job.device
         others = [device for device in stage.devices() if device != own]
         if not others:
@@ -225,7 +223,7 @@ class Driver:
         except ArtifactError as error:
             place = remote.shown(self._directory.distilled)
             raise ArtifactError(
-                f"{error} Move '{place}' away, and --resume makes it again from what is there."
+                f"{error} Move '{place}' away, and --resume recomputes it from cached results."
             ) from error
         if distilled.card.get("synthesis") != self._synthesis.hash:
             raise self._other_data()
@@ -297,7 +295,7 @@ class Driver:
         return experts.files()
 
     def _synthesize(self, observers: dict[NetworkId, TrainedObserver]) -> Distilled:
-        """Everything from the initial set to the finished one."""
+        """Run the synthesis, from the initial set to the finished one."""
         pool = self._pool
         weights = self._share_weights(observers)
         files = self._train_experts()
@@ -339,7 +337,7 @@ class Driver:
             if self._warm_start is not None:
                 blocks.adopt(self._warm_start.checkpoints)
             with self._timed("synthesize"):
-                blocks.run(self._foreseen("synthesize"))
+                blocks.run(self._expected_seconds("synthesize"))
             return Synthesized(learned, facts, self._log.spent()["synthesize"], self._writer.origin)
 
         synthesis = self._synthesis
@@ -352,8 +350,8 @@ class Driver:
         if found is None:
             (path,) = synthesis.paths(synthesis.hash)
             raise RunError(
-                f"The synthetic set '{path}', which another run made, cannot be read; run again "
-                "with --resume."
+                f"The synthetic set '{path}', which another run computed, cannot be read; run "
+                "again with --resume."
             )
         self._writer.origin = found.origin
         distilled = self._save(found.learned, found.observers)
@@ -363,7 +361,7 @@ class Driver:
     def _share_weights(
         self, observers: dict[NetworkId, TrainedObserver]
     ) -> dict[NetworkId, ObjectRef]:
-        """Weights of the trained networks that terms use, where workers can reach them."""
+        """Share the weights of the trained networks that terms use with the workers."""
         used: set[NetworkId] = set()
         for group in groups(self._recipe):
             if self._recipe.network_group(group).trained:
@@ -386,7 +384,7 @@ class Driver:
         return distilled
 
     def _ended_early(self, end: EndSynthesis) -> Distilled:
-        """Write the set of an earlier step into the run's directory, and say so on its card."""
+        """Write the set of an earlier step into the run's directory, with a note on its card."""
         distilled = end.distilled
         distilled.card["ended_at_step"] = end.step
         self._writer.write(distilled)
@@ -396,20 +394,20 @@ class Driver:
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Leave the duration of the block out of the stage that it interrupts."""
+        """Context whose duration is not counted as part of the stage that it interrupts."""
         began = time.monotonic()
         yield
         self._seconds_in_callback += time.monotonic() - began
 
     def _validation_accuracy(self, distilled: Distilled) -> float:
-        """Mean validation accuracy of the recipe's students on the set as it is now."""
+        """Mean validation accuracy of the recipe's students on the current set."""
         with self._paused():
             return validation_accuracy(distilled, self._job)
 
     def _on_milestone(
         self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float
     ) -> None:
-        """Call back with the set as it is now."""
+        """Call the sweep's callback with the current set."""
         assert self._callback is not None
         with self._paused():
             now = self._writer.with_card(learned, observers)
@@ -424,7 +422,7 @@ class Driver:
     def _relabel(
         self, distilled: Distilled, observers: dict[NetworkId, TrainedObserver]
     ) -> Path | None:
-        """Soft labels for every epoch of a student, next to the set, whose card counts them."""
+        """Store soft labels for every epoch of a student next to the set; its card counts them."""
         directory = self._directory.distilled
         facts: dict[str, Any] = {"config": card.config(self._recipe)}
         labels = None
@@ -435,7 +433,7 @@ class Driver:
                 self._compute(relabel)
                 labels = StoredLabels(relabel.directory)
                 if self._recipe.resources.workers > 0:
-                    # without workers they would be copied for students that others train together
+                    # without workers, they would be copied for students that are trained by a team
                     self._images = relabel.images
             storage = distilled.storage
             numbers = storage.numbers | {SOFT_LABELS: labels.numbers}
@@ -452,7 +450,7 @@ class Driver:
     def _log_evaluation(
         self, stage: str, step: int, seconds: float, values: Mapping[str, float]
     ) -> None:
-        """Log a student, and tell callbacks."""
+        """Log a student, and notify callbacks."""
         self._log.step(stage, step, seconds, values)
         self._callbacks.call("on_step", Step(stage, step, values, seconds))
 
@@ -469,7 +467,7 @@ class Driver:
             distilled: the set.
             observers: trained networks, the teachers among them.
             labels: directory of stored labels.
-            pool: workers of the earlier stages; absent: opened for the students.
+            pool: workers of the earlier stages; if None, workers are started for the students.
         """
         networks = teachers(self._recipe)
         source = LabelSource(
@@ -500,5 +498,5 @@ class Driver:
 
 
 def _on_validation(result: SetResult) -> SetResult:
-    """Tell a result from one on the test split."""
+    """Mark a result as one on the validation split."""
     return replace(result, protocol=f"{result.protocol}, {ON_VALIDATION}")

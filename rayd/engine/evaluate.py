@@ -73,14 +73,15 @@ def judge(
 
     Args:
         job: the protocol, the architectures, the baselines, the real data.
-        distilled: the set to judge.
+        distilled: the set to evaluate.
         progress: where progress is shown.
         log: called with (stage, number of the result, seconds, values) for every new result.
-        labels: where soft labels come from.
+        labels: source of soft labels.
         pool: idle, and hosts `Worker`; None opens one.
-        is_last: whether no other stage uses the pool afterwards: its workers then drop networks and
+        is_last: whether no later stage uses the pool, so that its workers can drop networks and
             statistics.
-        images: of the set as an array, where an earlier stage placed them for the same workers.
+        images: the set's images as an array, if an earlier stage has shared them with the same
+            workers.
     """
     recipe = job.recipe
     patches = (
@@ -108,13 +109,13 @@ def judge(
                 pool = _open_pool(job, stack, progress)
             _train(students, missing, job, progress, pool)
     results = students.results()
-    # after all are trained, as the choice is by the mean over seeds
+    # after all are trained, as the selection is by the mean over seeds
     work = with_best_rates(work, results)
     return [(task.variant, result) for task in work for result in results[task]]
 
 
 def _open_pool(job: Job, stack: ExitStack, progress: Progress) -> TaskStream:
-    """Workers that train students and nothing else, until the stack is closed."""
+    """A pool for students only, until the stack is closed."""
     recipe = job.recipe
     arguments = (recipe.evaluation, recipe.resources, DatasetInfo.of(job.data))
     if recipe.evaluation.workers > 1:
@@ -134,16 +135,16 @@ def _open_pool(job: Job, stack: ExitStack, progress: Progress) -> TaskStream:
 def _train(
     students: Students, missing: list[Task], job: Job, progress: Progress, pool: TaskStream
 ) -> None:
-    """Run the stage, with its time left from a forecast."""
+    """Run the stage, with a forecast of its duration."""
     weight = Forecast(job).student if progress.is_shown else None
     epochs = sum(task.epochs for task in missing)
-    foreseen = None
+    expected_seconds = None
     if weight is not None:
         parallel = students_at_a_time(job, len(missing))
-        foreseen = sum(weight(task) * task.epochs for task in missing) / parallel
+        expected_seconds = sum(weight(task) * task.epochs for task in missing) / parallel
     costs = Costs(job.recipe, job.data, job.store)
     on_wait = progress.wait_logger(students.name, students.noun)
-    with progress.stage(students.name, epochs, students.unit, foreseen) as shown:
+    with progress.stage(students.name, epochs, students.unit, expected_seconds) as shown:
         run_sharing_gpus(
             pool,
             job.recipe.resources,
@@ -197,7 +198,7 @@ def evaluate_distilled(
             "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last "
             "evaluation.learning_rates=[]."
         )
-    # the set is network input: its students must see real images as its observers did
+    # the set is network input: real images must be normalised as they were for its observers
     data = normalized_as(distilled, data)
     preflight(recipe, data, teachers(recipe) if needs_teachers(recipe) else ())
     choice = arithmetic.choose(recipe, data.shape)
@@ -225,8 +226,8 @@ def _with_threads_of_run(
 ) -> Recipe:
     """The recipe with the number of threads of the set's run, unless the overrides set another.
 
-    Cards do not hold resources, but another number of threads changes the rounding of students and
-    can make small ones several times slower.
+    Cards do not contain resources, but a different number of threads changes the rounding of
+    students, and can make small ones several times slower.
     """
     if distilled.directory is None or lookup(overrides, "resources.threads") is not None:
         return recipe
@@ -240,7 +241,7 @@ def _with_threads_of_run(
 
 
 def _label_source(job: Job, distilled: Distilled, progress: Progress) -> LabelSource:
-    """Teachers of a finished set, trained again if the store lost them, and its stored labels."""
+    """Teachers of a finished set, retrained if they are not in the store, and its stored labels."""
     recipe = job.recipe
     if recipe.labels.kind == "hard":
         return NO_TEACHERS

@@ -1,8 +1,8 @@
-"""Tasks that share a GPU: how many students or experts are trained on each at a time.
+"""GPU sharing: the number of students or experts that are trained concurrently on each GPU.
 
 A small network leaves most of a large GPU idle, as its kernels are short and each is launched by
-one CPU core. Several processes on a GPU fill it, as many as its memory and the cores of a worker
-allow.
+one CPU core. Several processes can fill it; their number is limited by its memory and by the cores
+of a worker.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from rayd.errors import OutOfMemoryError
 log = logging.getLogger(__name__)
 
 MOST = 8
-"""Processes of a GPU, at most: more take turns."""
+"""Maximum number of processes per GPU; further tasks wait."""
 CONTEXT_BYTES = 700 * 2**20
 """Memory of a GPU that a process takes before its first tensor: the CUDA context and libraries."""
 USABLE = 0.8
-"""Share of a GPU's memory that is divided among processes: estimates do not count temporary
-tensors of kernels, nor what the allocator holds back.
+"""Fraction of a GPU's memory that is divided among processes, as estimates exclude temporary
+tensors of kernels and memory that the allocator caches.
 """
 
 
 def processes(resources: ResourceSettings, tasks: int, bytes_each: float, gpu_bytes: int) -> int:
-    """Processes of each worker's GPU.
+    """Number of processes on each worker's GPU.
 
     Args:
         resources: of the workers.
-        tasks: number of tasks in all; more processes than tasks are of no use.
+        tasks: total number of tasks, which limits the number of processes.
         bytes_each: memory of the GPU that a task takes, in bytes.
         gpu_bytes: memory of the GPU, in bytes; 0 without one.
 
@@ -48,7 +48,7 @@ def processes(resources: ResourceSettings, tasks: int, bytes_each: float, gpu_by
         return 1
     usable = USABLE * gpu_bytes * resources.gpus_per_worker
     fitting = int(usable / (bytes_each + CONTEXT_BYTES))
-    # every process launches its kernels from a core of its own
+    # each process needs a core to launch its kernels
     cores = int(resources.cpus_per_worker)
     return max(1, min(fitting, cores, -(-tasks // workers), MOST))
 
@@ -62,27 +62,27 @@ def run_sharing_gpus(
 ) -> None:
     """Run a stage with as many tasks on each GPU as fit.
 
-    Where memory is short nevertheless, what is missing is done by one task at a time on each GPU.
+    If memory runs out nevertheless, the remaining tasks are run one at a time on each GPU.
 
     Args:
         pool: its workers.
         resources: of the workers.
         tasks: number of the stage's tasks.
-        bytes_each: memory of a GPU that a task takes, in bytes; called only where it matters.
+        bytes_each: memory of a GPU that a task takes, in bytes; called only if needed.
         run: runs the stage on a pool, and may be called again.
     """
     each = 1
     if not isinstance(pool, WorkerPool):
         run(pool)
         return
-    # with a worker for each task there is nothing to pack, and no estimate to be paid for
+    # with a worker for each task nothing is shared, and the estimate would take time in vain
     if 0 < resources.workers < tasks:
         gpu_bytes = min((info.gpu_bytes for info in pool.workers() if info.there), default=0)
         if gpu_bytes > 0:
             try:
                 each = processes(resources, tasks, bytes_each(), gpu_bytes)
             except Exception as error:
-                # an estimate must not end a run
+                # a failed estimate must not end a run
                 log.debug("No estimate of memory: %s", error)
     if each > 1:
         try:

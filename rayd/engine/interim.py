@@ -1,4 +1,4 @@
-"""How well a set trains students before its synthesis ends."""
+"""Evaluation of an unfinished set by its students."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rayd.evaluation.report import Report
 def judge_now(distilled: Distilled, job: Job, pool: WorkerPool | None = None) -> Report:
     """Train the recipe's students on an unfinished set.
 
-    Its labels are not stored but made online from the same seed, with the same result.
+    Labels are computed online instead of being stored, from the same seed and with the same result.
 
     Args:
         distilled: the set.
         job: its run.
-        pool: workers of the synthesis; absent: opened for the students.
+        pool: workers of the synthesis; if None, workers are started for the students.
     """
     labels = job.recipe.labels
     if labels.kind == "stored":
         labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
-    # the workers of the synthesis are idle, one for each student
+    # the workers of the synthesis are idle, and there is one for each student
     evaluation = job.recipe.evaluation.model_copy(update={"workers": 1})
     changed = {"labels": labels, "evaluation": evaluation}
     job = job.with_recipe(job.recipe.model_copy(update=changed))
@@ -44,7 +44,7 @@ def judge_now(distilled: Distilled, job: Job, pool: WorkerPool | None = None) ->
 def validation_accuracy(distilled: Distilled, job: Job) -> float:
     """Mean validation accuracy of the recipe's students, trained in this process."""
     recipe = job.recipe
-    # workers are busy with the synthesis
+    # the workers are busy with the synthesis
     resources = recipe.resources.model_copy(update={"workers": 0, "address": None})
     plain = {"baselines": (), "comparisons": ()}
     evaluation = recipe.evaluation.model_copy(update=plain)

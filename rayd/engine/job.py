@@ -1,4 +1,4 @@
-"""What all stages of a run share, put together once."""
+"""Inputs that all stages of a run share, assembled once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayd.engine.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with the data that it names and the store that its results are kept in."""
+    """A recipe, with its data and the store for its results."""
 
     recipe: Recipe
     """The run, with every setting resolved."""
@@ -29,15 +29,15 @@ class Job:
 
     @cached_property
     def device(self) -> str:
-        """The type of the device that work runs on: part of every cache key."""
+        """Type of the device that computes results; part of every cache key."""
         return devices.choose(self.recipe.resources).type
 
     def parallel(self, items: int) -> int:
-        """Workers that share so many work items."""
+        """Number of workers that can share a number of work items."""
         return max(1, min(self.recipe.resources.workers, items))
 
     def decoded(self, images: float) -> float:
-        """How many of so many images are decoded: all where they are streamed."""
+        """Number of images, out of `images`, to be decoded: all if they are streamed, else 0."""
         return images if self.data.train.streamed else 0.0
 
     def with_recipe(self, recipe: Recipe) -> Job:

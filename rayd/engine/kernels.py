@@ -1,4 +1,4 @@
-"""Properties of counted operations on which their time depends.
+"""Properties of counted operations that determine their time.
 
 An operation is the text that `rayd.engine.counting` writes: name, arguments and results, with
 shapes, strides and types in place of tensors.
@@ -22,8 +22,9 @@ REPLAYED_FLOPS = 4e8
 REPLAYED_BYTES = 2**25
 """The same in bytes."""
 FRESH_BYTES = 2**25
-"""Bytes from which on a tensor gets newly mapped memory: glibc maps it for this tensor alone, and
-the system clears it page by page on the first write, which takes longer than most kernels."""
+"""Bytes from which a tensor gets newly mapped memory: glibc maps it separately, and the system
+clears it page by page on the first write, which takes longer than most kernels.
+"""
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 
 
@@ -32,13 +33,13 @@ class Kernel:
     """Properties of an operation, parsed from its text."""
 
     flops: float
-    """Floating-point operations; 0 for operations that memory bounds."""
+    """Floating-point operations; 0 for operations that are bound by memory."""
     bytes: float
     """Bytes of tensors read and written."""
     kind: tuple[Any, ...]
-    """Properties that operations with a common rate must share."""
+    """Properties that must be equal for operations to share a rate."""
     sizes: tuple[float, ...]
-    """Binary logarithms of sizes that must be close for a common rate."""
+    """Binary logarithms of sizes that must be close for operations to share a rate."""
     family: str
     """`convolutions`, `matrix products`, `memory`, or `calls` where nothing is computed."""
     fresh: float = 0.0
@@ -66,7 +67,7 @@ def kernel(operation: Operation) -> Kernel:
         return Kernel(0.0, 0.0, (short,), (), "calls")
     size = float(sum(map(_bytes, [*read, *written])))
     fresh = 0.0
-    # operations in place write to memory that was used before
+    # in-place operations write to memory that is mapped already
     if not short.endswith("_"):
         fresh = float(sum(each for each in map(_bytes, written) if each > FRESH_BYTES))
     types = sorted({each[3] for each in read})
@@ -109,7 +110,7 @@ def _convolution(
     outputs = args[0] if backward else made[0]
     stride = args[4 if backward else 3]
     transposed = args[7 if backward else 6]
-    # of a backward pass: which of the gradients of images and weights are computed
+    # for a backward pass, the options show which gradients (images, weights) are computed
     groups, mask = (args[9], args[10][:2]) if backward else (args[8], [True])
     shape = outputs[1]
     filters = weight[1]
@@ -146,7 +147,7 @@ def tensors_of(value: Any) -> list[Any]:
 def _options(value: Any) -> list[Any]:
     """Small integers and strings among arguments, and the dimensions of tensors.
 
-    They may select the kernel: the dimensions to be summed, for example.
+    They may determine the kernel: the dimensions of a sum, for example.
     """
     if is_tensor(value):
         return [len(value[1])]
@@ -171,7 +172,7 @@ def _children(value: Any) -> list[Any]:
 
 def _bytes(tensor: Any) -> int:
     _, shape, strides, dtype = tensor
-    # expanded dimensions have stride 0: they are read from the processor's cache
+    # expanded dimensions have stride 0, so they are read from the processor's cache
     real: int = math.prod(
         length for length, stride in zip(shape, strides, strict=True) if stride != 0
     )

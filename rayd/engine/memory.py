@@ -19,17 +19,18 @@ from rayd.engine.network_ids import groups
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
-"""Parts of torch's messages where the error has no class of its own: Linux, Windows, MPS."""
+"""Parts of torch's messages for errors without a separate class: Linux, Windows, MPS."""
 _ON_GPU = re.compile(
     r"(CUDA|hip) ?error: out of memory|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-"""Those of CUDA itself and of its libraries, which have memory of their own beside torch's: most
-often another process holds all of it."""
+"""Messages of CUDA and its libraries, which allocate memory besides torch's; usually another
+process holds all of it.
+"""
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The beginning of a sentence about what ran out; None for any other error."""
+    """The beginning of a sentence on the device that ran out of memory; None for other errors."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return error.what
@@ -55,9 +56,10 @@ _DEVICE_FAULTS = re.compile(r"CUDA (driver )?error|cuDNN error|CUBLAS_STATUS|NCC
 
 
 def device_fault(error: BaseException) -> str | None:
-    """What failed, if a GPU or its driver did, after which its process is of no use; else None.
+    """Description of a failure of a GPU or its driver, which its process cannot use again; else
+    None.
 
-    Memory that ran out is none: the process may go on.
+    Running out of memory is no such failure, as the process can continue.
     """
     if isinstance(error, DeviceFaultError):
         return str(error)
@@ -100,7 +102,7 @@ def explained(stage: str, recipe: Recipe) -> Iterator[None]:
                 "'nvidia-smi' shows this one in order."
             ) from error
         what = out_of_memory(error)
-        # one that has a place was explained by an inner stage, which knows better
+        # an error that names a stage was explained by an inner one, which knows more
         if what is None or (isinstance(error, OutOfMemoryError) and error.where is not None):
             raise
         raise OutOfMemoryError(what, f"in stage '{stage}': {remedy(stage, recipe)}") from error
@@ -142,12 +144,12 @@ def _squeezed_batches(recipe: Recipe) -> list[str]:
         if group in groups(recipe) and recipe.network_group(group).trained:
             prefix = "" if group == "observers" else "classifiers."
             names.append(f"{prefix}squeeze.batch_size")
-    # with untrained groups, the teachers alone are trained
+    # if no group is trained, only the teachers are
     return names or ["squeeze.batch_size"]
 
 
 def _smaller_students(recipe: Recipe, settings: TrajectorySettings) -> str:
-    """Advice on the students that follow experts."""
+    """Advice on students that match experts."""
     if settings.way == "full":
         return (
             "set 'objective.way' to 'reverse', which keeps one step of a student in memory at a "
@@ -157,7 +159,7 @@ def _smaller_students(recipe: Recipe, settings: TrajectorySettings) -> str:
 
 
 def _lower(recipe: Recipe, *names: str) -> str:
-    """Advice to lower some settings, with their present values."""
+    """Advice to lower some settings, with their current values."""
     shown = []
     for name in names:
         value: Any = recipe.classifier_settings if name.startswith("classifiers.") else recipe

@@ -1,7 +1,7 @@
-"""Milestones: steps after which a sweep is handed the unfinished set, and may go on otherwise.
+"""Milestones: steps after which a sweep gets the unfinished set, and may continue differently.
 
-Also the start of a synthesis from another run's checkpoints (`WarmStart`). The callbacks that users
-write are in `rayd.callbacks`.
+Also warm starts of a synthesis from another run's checkpoints (`WarmStart`). The callbacks that
+users write are in `rayd.callbacks`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class Milestone:
     """An unfinished synthetic set."""
 
     fraction: float
-    """Share of the steps that are done, of every block; of all together for sequential blocks."""
+    """Fraction of finished steps, of every block; of all blocks together if they are sequential."""
     distilled: Distilled
     """The current set."""
     checkpoints: Path
     """Directory of its checkpoints."""
     judge: Callable[[], Report]
-    """Trains the recipe's students on the set, on the run's workers, while the synthesis pauses."""
+    """Evaluates the set with the recipe's students, on the run's workers; the synthesis pauses."""
 
 
 @dataclass(frozen=True)
 class Callback:
-    """A function to be called with the unfinished set; it is not called for a cached set."""
+    """A function that is called with the unfinished set; not called for a cached set."""
 
     fractions: tuple[float, ...]
-    """Shares of the synthesis after which it is called: ascending, in (0, 1)."""
+    """Fractions of the synthesis after which it is called: ascending, in (0, 1)."""
     on_milestone: Callable[[Milestone], None]
     """The function; the synthesis pauses while it runs. A resumed run may repeat the last call."""
 
@@ -54,7 +54,7 @@ class Callback:
             return [tuple(milestones)] * blocks
         by_block: list[list[int]] = [[] for _ in range(blocks)]
         for milestone in milestones:
-            # counted from 1: the last step of a block belongs to it, not to the next one
+            # counted from 1, so that the last step of a block belongs to it, not to the next one
             block, step = divmod(milestone - 1, steps)
             by_block[block].append(step + 1)
         return [tuple(block) for block in by_block]
@@ -67,4 +67,4 @@ class WarmStart:
     checkpoints: Path
     """Directory of its checkpoints."""
     history: tuple[Mapping[str, Any], ...]
-    """JSON-able settings of the synthesis up to there, on which the result depends too."""
+    """JSON-able settings of the synthesis so far, which also determine the result."""

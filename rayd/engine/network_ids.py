@@ -15,11 +15,11 @@ class NetworkId:
     """Identity of a fixed network: equal ids stand for equal networks, in any process."""
 
     architecture: ObserverNetworkSettings
-    """Its architecture, and the weights that it starts from."""
+    """Its architecture, and the origin of its initial weights."""
     index: int = 0
     """Its number among the fixed networks of its architecture."""
     group: NetworkGroup = "observers"
-    """The group of settings that its seed and training come from."""
+    """The group of settings that determines its seed and training."""
 
     @property
     def label(self) -> str:
@@ -41,7 +41,7 @@ def network_ids(recipe: Recipe, group: NetworkGroup = "observers") -> tuple[Netw
 
 
 def teachers(recipe: Recipe) -> tuple[NetworkId, ...]:
-    """The observers that label images; none where labels are hard."""
+    """The observers that label images; none if labels are hard."""
     if recipe.labels.kind == "hard":
         return ()
     networks = recipe.labels.networks or recipe.observers.networks
@@ -61,15 +61,15 @@ def trained_networks(recipe: Recipe) -> tuple[NetworkId, ...]:
 
 
 def groups(recipe: Recipe) -> tuple[NetworkGroup, ...]:
-    """Groups of the method's terms, and the observers where they choose the initial images."""
+    """Groups of the method's terms, and the observers if they select the initial images."""
     of_terms = methods.build(recipe).groups
     of_init = ("observers",) if recipe.synthetic.init == "rded" else ()
     return tuple(dict.fromkeys((*of_init, *of_terms)))
 
 
 def turn(recipe: Recipe, step: int, slot: int, group: NetworkGroup = "observers") -> int:
-    """Index of the network of a group that is used in a slot of a step: round robin, or drawn
-    without replacement among the slots.
+    """Index of the network of a group for a slot of a step: round robin, or drawn without
+    replacement among the slots.
     """
     settings = recipe.network_group(group)
     if settings.order == "random":

@@ -1,4 +1,4 @@
-"""Progress in a notebook: one output of a cell, which is rewritten while a run proceeds."""
+"""Progress in a notebook: a single output of the cell, which is updated during the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 KEPT = 12
 """Lines of the log that stay in the output."""
 REFRESH = 0.25
-"""Least seconds between two updates of the progress."""
+"""Minimum seconds between updates of the progress."""
 
 
 def in_notebook() -> bool:
@@ -40,8 +40,8 @@ class NotebookOutput:
         """Replace the progress.
 
         Args:
-            line: what is said of it.
-            share: of the work that is done, in [0, 1]; None shows no bar.
+            line: text of the progress.
+            share: fraction of the work that is done, in [0, 1]; None shows no bar.
         """
         self._progress = line
         self._share = share
@@ -49,7 +49,7 @@ class NotebookOutput:
             self._update()
 
     def end(self, line: str) -> None:
-        """Take the progress away, and add a line unless it is empty."""
+        """Remove the progress, and add a line unless it is empty."""
         self._progress = ""
         self._share = None
         if line:

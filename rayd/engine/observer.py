@@ -1,6 +1,6 @@
 """A frozen network with hooks: statistics of real images, and the loss of synthetic ones.
 
-The tasks of a worker, which has several of them, are in `rayd.engine.observer_tasks`.
+The tasks of a worker, which hosts several observers, are in `rayd.engine.observer_tasks`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ TILE_BYTES = 4 * 2**20
 of the cache.
 """
 SMALLEST_TILE = 4
-"""Images; fewer leave too little work to each layer, and a single one uses other kernels."""
+"""Minimum number of images per tile; fewer leave too little work per layer, and a single one uses
+other kernels.
+"""
 KEPT_SHARE = 4
 """Images are forwarded in tiles if the recorded maps are at most this fraction of the largest."""
 
@@ -54,9 +56,9 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     """One name per class, in label order."""
     normalization: Normalization
-    """From pixels to network input."""
+    """Map from pixels to network input."""
     class_counts: tuple[int, ...] = ()
-    """Real training images of each class."""
+    """Number of real training images of each class."""
 
     @classmethod
     def of(cls, data: ImageData) -> DatasetInfo:
@@ -79,7 +81,7 @@ Augment = Callable[[Tensor, Rows], Tensor]
 
 
 ResolvedKinds = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
-"""Kinds of statistics with arguments that follow from real images, one per layer."""
+"""Kinds of statistics with arguments resolved on real images, one per layer."""
 Draws = Callable[[StatisticSpec], torch.Generator]
 """The generator of a spec with random frequencies; the same draws at every call."""
 
@@ -98,9 +100,9 @@ class Observer:
     """A frozen network with hooks, on a device, in one precision.
 
     Args:
-        network: to be frozen; it is moved to the device.
-        method: its terms decide what is recorded.
-        info: of the data.
+        network: frozen and moved to the device.
+        method: its terms determine the layers and statistics that are recorded.
+        info: properties of the data.
         device: where to compute.
         precision: of the forward pass.
         group: the network group that the observer belongs to.
@@ -124,23 +126,24 @@ class Observer:
         extractor = FeatureExtractor(
             network.requires_grad_(False), method.layer_roles(group), info.shape, optional=optional
         )
-        # weights too are in the precision of the forward pass: autocast would convert them in every
-        # step
+        # weights are in the precision of the forward pass as well, or autocast would convert them
+        # in every step
         self._extractor = extractor.to(device, self._dtype)
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.float()  # running statistics need more digits than bfloat16 has
+                module.float()  # running statistics need more precision than bfloat16
         self._layout = devices.to_device(network, device)
         self._tile = self._tile_size()
         self._neutral: dict[StatisticSpec, tuple[Statistic, ...]] = {}
 
     def _tile_size(self) -> int | None:
-        """Images of a forward pass without gradient on the CPU; None to forward batches whole.
+        """Number of images per forward pass without gradient on the CPU; None to forward whole
+        batches.
 
-        Maps that fit into the processor's cache are read from there by the next layer, and memory
-        of that size is reused where larger pieces are requested from the operating system each
-        time: a ConvNet is twice as fast. The output for an image does not depend on the others,
-        unless the network normalises by the batch; recorded maps need their memory anyway.
+        Maps that fit into the processor's cache are read from it by the next layer, and their
+        memory is reused, while larger blocks are requested from the operating system each time.
+        That makes a ConvNet twice as fast. The output for an image does not depend on the others,
+        unless the network normalises by the batch; recorded maps need their memory in any case.
         """
         by_batch = networks.normalizes_by_batch(self.network)
         recorded = 0
@@ -166,20 +169,20 @@ class Observer:
         self, images: Tensor, augment: Augment = unchanged, rows: Rows = ALL
     ) -> Observation:
         """Augment and forward normalised images (n, C, H, W) at some rows of a batch."""
-        # augmented in the precision of the images: positions need more digits than bfloat16 has
+        # augmented in the precision of the images, as positions need more precision than bfloat16
         output = self._forward(self._laid_out(augment(images, rows)))
-        # losses of logits are exponentials: they need more digits than bfloat16 has
+        # losses exponentiate logits, which needs more precision than bfloat16
         return Observation(output.logits.float(), output.layers, output.images)
 
     def _forward(self, images: Tensor) -> Observation:
-        """Forward network inputs, in tiles where that is faster; the result is bit-equal."""
+        """Forward network inputs, in tiles if that is faster; results are bit-identical."""
         return _joined([self._extractor(tile) for tile in self._tiles(images)], images)
 
     def _tiles(self, images: Tensor) -> Sequence[Tensor]:
         """Images in the tiles in which they are forwarded; see `_tile_size`."""
         if torch.is_grad_enabled() or self._tile is None:
             return (images,)
-        # of almost equal sizes: a single image left over would be computed by other kernels
+        # of almost equal sizes, as a single remaining image would be computed by different kernels
         return torch.tensor_split(images, max(1, len(images) // self._tile))
 
     def _laid_out(self, images: Tensor) -> Tensor:
@@ -202,8 +205,8 @@ class Observer:
         """Neutral elements of a statistic, one per layer.
 
         Args:
-            spec: which statistic.
-            device: where they are placed.
+            spec: the statistic.
+            device: device of the tensors.
             draws: generators of random frequencies.
             resolved: kinds that were resolved on real images.
             classes: number of rows; None for all classes.
@@ -224,7 +227,7 @@ class Observer:
         draws: Draws = no_draws,
         resolved: ResolvedKinds | None = None,
     ) -> States:
-        """Statistics of real images for all terms, accumulated in float64 over batches.
+        """Compute the statistics of real images for all terms, accumulated in float64 over batches.
 
         Rows correspond to the classes present in `labels`, sorted; absent classes are omitted to
         save memory and bandwidth. `StatisticSpec.spread` and `StatisticSpec.add` restore them.
@@ -245,7 +248,7 @@ class Observer:
     def resolve(
         self, real: RealBatch, batch_size: int, augment: Augment = unchanged
     ) -> ResolvedKinds:
-        """Determine the arguments of statistics that follow from real images, e.g. median lengths."""
+        """Determine arguments of statistics that depend on real images, e.g. median lengths."""
         images, labels = real
         parts = []
         if self._deferred_specs:
@@ -262,14 +265,14 @@ class Observer:
         return [spec for spec in self._specs if spec.data_dependent]
 
     def layers(self, spec: StatisticSpec) -> list[str]:
-        """Names of the modules that a statistic records."""
+        """Names of the modules whose activations a statistic uses."""
         return self._extractor.layers(spec.layer_role)
 
     @torch.no_grad()
     def record(
         self, images: Tensor, labels: Tensor, spec: StatisticSpec, batch_size: int
     ) -> tuple[Statistic, ...]:
-        """A statistic of normalised images (N, C, H, W), in float64 on the CPU."""
+        """Compute a statistic of normalised images (N, C, H, W), in float64 on the CPU."""
         statistics = self.empty(spec, torch.device("cpu"))
         pieces = torch.split(images, batch_size)
         for batch, classes in zip(pieces, torch.split(labels, batch_size), strict=True):
@@ -283,10 +286,10 @@ class Observer:
         """Forward pixels; recorded layers are moved to the device of their statistics."""
         inputs = self._info.normalization(upload(torch.tensor(images), self._device))
         output = self.forward(inputs, augment)
-        # before they are summed: MPS has no float64, in which statistics are accumulated
-        moved = {
-            role: tuple(maps.to(home) for maps in layers) for role, layers in output.layers.items()
-        }
+        # before they are summed, as statistics are accumulated in float64, which MPS lacks
+        moved = {}
+        for role, layers in output.layers.items():
+            moved[role] = tuple(maps.to(home) for maps in layers)
         return Observation(output.logits, moved, output.images)
 
     @torch.no_grad()
@@ -298,7 +301,7 @@ class Observer:
         augment: Augment = unchanged,
         draws: Draws = no_draws,
     ) -> RealStatistics:
-        """Statistics of one real batch in working precision.
+        """Compute the statistics of one real batch in working precision.
 
         Networks with batch statistics forward the batch whole; others in chunks that bound the
         memory. Kinds are resolved on images spread evenly over the batch.
@@ -314,12 +317,12 @@ class Observer:
             output = whole[0] if whole else self.forward(images[rows], augment, rows)
             for spec in self._specs:
                 part = spec.of(output, classes, empty[spec])
-                # a left fold in the order of the chunks, like that over shards
+                # a left fold in the order of the chunks, as over shards
                 total[spec] = tuple(a.merge(b) for a, b in zip(total[spec], part, strict=True))
         return total
 
     def _preview(self, images: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
-        """Forward images spread evenly over a batch, if kinds are to be resolved."""
+        """Forward images spread evenly over a batch, if kinds have to be resolved."""
         if not self._deferred_specs:
             return
         for rows in torch.split(evenly_spaced(len(images)), chunk):
@@ -346,7 +349,7 @@ class Observer:
         """Neutral elements in working precision; cached unless their frequencies are random."""
         if spec in self._neutral:
             return self._neutral[spec]
-        # to float32 before they reach the device: MPS has no float64
+        # to float32 before the transfer, as MPS has no float64
         layers = [
             layer.to(dtype=torch.float32)
             for layer in self.empty(spec, torch.device("cpu"), draws, resolved)
@@ -354,13 +357,14 @@ class Observer:
         states = [layer.state() for layer in layers]
         # one transfer for the tensors of all layers
         sent = iter(send([tensor for state in states for tensor in state.values()], self._device))
-        made = tuple(
-            layer.from_state({name: next(sent) for name in state})
-            for layer, state in zip(layers, states, strict=True)
-        )
+        made = []
+        for layer, state in zip(layers, states, strict=True):
+            on_device = {name: next(sent) for name in state}
+            made.append(layer.from_state(on_device))
+        neutral = tuple(made)
         if not spec.draws:
-            self._neutral[spec] = made
-        return made
+            self._neutral[spec] = neutral
+        return neutral
 
     def compare(
         self,
@@ -370,9 +374,10 @@ class Observer:
         contexts: Mapping[str, Context],
         augment: Augment = unchanged,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The group's part of the objective on synthetic images, and the value of each term.
+        """Compute the group's part of the objective on synthetic images, and the value of each
+        term.
 
-        The first is differentiable in the images.
+        The former is differentiable with respect to the images.
 
         Args:
             real: statistics of the real images.
@@ -393,7 +398,7 @@ class Observer:
         """The same for images that were forwarded."""
         terms = self._method.terms_of(self._group)
         values = {}
-        # torch counts the changes of a tensor; one that is made for inference alone has no count
+        # torch counts in-place changes of a tensor, except for inference tensors
         is_counted = not output.images.is_inference()
         changes = output.images._version if is_counted else 0
         for term in terms:
@@ -419,10 +424,10 @@ class Observer:
 
 
 def _scalar(value: Any, term: str) -> Tensor:
-    """What a term returned, which must be a scalar tensor.
+    """Check the value of a term, which must be a scalar tensor.
 
     Raises:
-        RunError: it is something else, as a term from outside the package may return.
+        RunError: it is something else, which terms from outside the package may return.
     """
     if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
         return value
@@ -460,7 +465,7 @@ class StatisticAccumulator:
         self._home = torch.device("cpu") if observer._device.type == "mps" else observer._device
         self._observer = observer
         self._augment = augment
-        # rows of the statistics: the classes that are present
+        # rows of the statistics are the classes that are present
         present, self._rows = np.unique(labels, return_inverse=True)
         self._statistics = {
             spec: observer.empty(spec, self._home, draws, resolved, len(present))
@@ -477,14 +482,14 @@ class StatisticAccumulator:
 
     def states(self) -> States:
         """The accumulated statistics."""
-        return {
-            spec.key: [statistic.state() for statistic in statistics]
-            for spec, statistics in self._statistics.items()
-        }
+        states = {}
+        for spec, statistics in self._statistics.items():
+            states[spec.key] = [statistic.state() for statistic in statistics]
+        return states
 
 
 def _joined(parts: Sequence[Observation], images: Tensor) -> Observation:
-    """The output for images that were forwarded in parts."""
+    """Concatenate the outputs for images that were forwarded in parts."""
     if len(parts) == 1:
         return Observation(parts[0].logits, parts[0].layers, images)
     joined = {}
@@ -497,10 +502,10 @@ def _joined(parts: Sequence[Observation], images: Tensor) -> Observation:
 def measure_together(
     accumulators: Sequence[StatisticAccumulator], images: ImageArray, batch_size: int
 ) -> list[States]:
-    """Statistics of the same images by several observers; every batch is decoded once."""
+    """Compute statistics of the same images by several observers, decoding every batch once."""
     slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     for rows, decoded in batches(images, slices):
-        # batch by batch through all observers, so that a decoded batch is in memory once
+        # batch by batch through all observers, so that each batch is decoded only once
         for accumulator in accumulators:
             accumulator.update(rows, decoded)
     return [accumulator.states() for accumulator in accumulators]

@@ -1,9 +1,9 @@
-"""The tasks that a worker computes with its networks: gradients of a step, and statistics.
+"""Tasks that a worker computes with its networks: gradients of a step, and statistics.
 
 A single network is in `rayd.engine.observer`. `ObserverTasks` is the base of
 `rayd.engine.worker.Worker`, a plain class, independent of whether it runs in process or in an
 actor. Its networks are in `rayd.engine.worker_networks`, its copies of the synthetic set in
-`rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
+`rayd.engine.replicas`, and its random draws in `rayd.engine.task_draws`.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.transfer import send, upload
 
 KEPT_PARTS = 4
-"""Parts of a step (`synthesis.split`) whose forward pass a worker keeps until their gradients are
-asked for; what does not fit is forwarded again.
+"""Maximum number of parts of a step (`synthesis.split`) whose forward pass a worker keeps for their
+gradients; others are forwarded again.
 """
 
 
@@ -77,38 +77,38 @@ class _DeviceBatch:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Some synthetic images of a step, forwarded, with their graph."""
+    """Forwarded synthetic images of a step, with their autograd graph."""
 
     replica: SyntheticSet
-    """The parameters that the graph begins at."""
+    """The parameters from which the graph starts."""
     labels: Tensor
     """Labels of all images of the step."""
     rows: slice
-    """Which of them are forwarded."""
+    """Rows of the images that are forwarded."""
     observer: Observer
     """The network."""
     real_batch: _DeviceBatch | None
-    """The real mini-batch, where real data is sampled."""
+    """The real mini-batch, if real data are sampled."""
     average_logits: Callable[[], Tensor]
-    """Logits of the moving average of the part's images."""
+    """Computes logits of the moving average of the part's images."""
     forward: Callable[[Tensor], Observation]
-    """Forwards all images of the step as these were, view and augmentation included."""
+    """Forwards all images of the step with the same view and augmentation."""
     average_observation: Callable[[], Observation]
-    """The output for the moving average of the images."""
+    """Computes the output for the moving average of the images."""
     output: Observation
     """The network's output."""
 
 
 _PartKey = tuple[str, NetworkId, int, int]
-"""Key of the parameters, which is another one in every step, network, slot and part."""
+"""Key of the parameters (which differs in every step), network, slot and part."""
 
 
 class ObserverTasks:
-    """Tasks on the networks of one worker. Every result depends on its task alone.
+    """Tasks on the networks of one worker. Every result depends only on its task.
 
     Args:
         recipe: the run.
-        facts: of the data.
+        facts: properties of the data.
         device: where to compute; None follows the recipe's resources.
     """
 
@@ -117,21 +117,22 @@ class ObserverTasks:
         self._facts = facts
         self._method = build(recipe)
         self._device = device or devices.choose(recipe.resources)
-        # before any network is built, as it is laid out when it is moved to the device
+        # before any network is built, as the layout is applied when a network is moved to the
+        # device
         devices.use_layout(recipe.resources)
         self._draws = TaskDraws(recipe, facts, tuple(self._method.groups), self._device)
         self._class_counts = torch.tensor(facts.class_counts)
         self.forget()
 
     def forget(self) -> None:
-        """Drop all networks, statistics and replicas; a task that needs them makes them again."""
+        """Drop all networks, statistics and replicas; tasks that need them recreate them."""
         self._model_pool_trainer = ModelPoolTrainer(
             self._recipe, self._facts.shape, self._facts.classes, self._device
         )
         self._trajectory_worker: TrajectoryWorker | None = None
         self._networks = self._new_networks()
         self._replicas = Replicas(self._recipe.synthetic, self._device)
-        # by network and key of the images that they were resolved on
+        # by network, and key of the images on which they were resolved
         self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
@@ -146,7 +147,7 @@ class ObserverTasks:
         shard: ObjectRef,
         lean: bool = False,
     ) -> list[States]:
-        """Statistics of one shard of the real data by several networks of a group.
+        """Compute statistics of one shard of the real data by several networks of a group.
 
         Streamed images are decoded once for all of them; see `Observer.measure`.
 
@@ -181,8 +182,8 @@ class ObserverTasks:
                 for states in results:
                     for state in states[spec.key]:
                         for name in spec.kind.statistic.constant:
-                            # constant ones, such as frequencies, can be larger than everything that
-                            # is measured
+                            # constant tensors, such as frequencies, can be larger than all measured
+                            # ones
                             del state[name]
         return results
 
@@ -191,7 +192,7 @@ class ObserverTasks:
         network: tuple[NetworkId, ObjectRef | None, ObjectRef | None],
         shards: Sequence[ObjectRef],
     ) -> States:
-        """Statistics of all shards by one network, merged in their order, with rows for all
+        """Compute statistics of all shards by one network, merged in order, with rows for all
         classes.
 
         Args:
@@ -203,7 +204,8 @@ class ObserverTasks:
         for index, shard in enumerate(shards):
             (part,) = self.measure((network,), shard, lean=index > 0)
             labels = torch.tensor(shard.get()[1])
-            # on the host, where parts that were sent are merged, too: rounding on a GPU may differ
+            # on the host, like parts that are sent to the synthesizer, as rounding on a GPU may
+            # differ
             states = merged(specs, states, to_host(part), labels, self._facts.classes)
         assert states is not None
         return states
@@ -234,10 +236,10 @@ class ObserverTasks:
         batch: ObjectRef,
         spec: StatisticSpec,
     ) -> tuple[list[str], tuple[Statistic, ...]]:
-        """A statistic of images without augmentation, and the names of its layers.
+        """Compute a statistic of images without augmentation; also return the names of its layers.
 
         Args:
-            network_id: which network.
+            network_id: the network.
             weights: its trained weights.
             batch: network inputs (N, C, H, W) and class indices (N,).
             spec: which statistic.
@@ -260,12 +262,12 @@ class ObserverTasks:
             return self.gradient(task)
 
     def _training_batches(self, task: TrainTask) -> Batches:
-        """The images that a network of the model pool is trained on."""
+        """Images on which a network of the model pool is trained."""
         if task.train is None:
             if task.template is None or task.parameters is None:
                 raise RuntimeError("A task of the model pool must come with images.")
             replica = self._replicas.get(task.template, "now", task.parameters)
-            # decoded once for all steps of the network, which does not change the images
+            # decoded once for all steps, as training does not change the images
             made, classes = (tensor.detach() for tensor in replica.batch())
 
             def synthetic_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,7 +278,7 @@ class ObserverTasks:
         images, labels = task.train.get()
 
         def real_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-            # a batch at a time: the training split need not fit on the device
+            # one batch at a time, as the training split need not fit on the device
             pixels = upload(torch.tensor(images[rows.numpy()]), self._device)
             targets = upload(torch.tensor(labels[rows.numpy()]), self._device)
             return self._facts.normalization(pixels), targets
@@ -295,17 +297,18 @@ class ObserverTasks:
         return self._trajectory_worker.run(task, replica)
 
     def summarize(self, task: GradientTask) -> PartSummary:
-        """What the gradients of the other parts of the images need of a part.
+        """Summarise a part of the images for the gradients of the other parts.
 
-        The forward pass is kept for the gradient of the part, which most often comes here, too.
+        The forward pass is kept for the gradient of this part, which is usually computed here as
+        well.
         """
         with devices.convolutions(self._device, self._recipe.synthesis.precision):
             part = self._forward_part(task)
-            # graphs take most of the memory of a step, and those of earlier steps are of no use
+            # graphs take most of a step's memory, and those of earlier steps are no longer needed
             for key in [key for key in self._parts if key[0] != task.parameters.key]:
                 del self._parts[key]
-            # graphs are large: beyond so many, forwarding again costs less than running out of
-            # memory
+            # graphs are large: beyond this number, recompute the forward pass rather than run out
+            # of memory
             if len(self._parts) < KEPT_PARTS:
                 self._parts[_part_key(task)] = part
             average = part.average_logits() if self._method.averaging is not None else None
@@ -327,7 +330,8 @@ class ObserverTasks:
         replica = self._replicas.get(task.template, "now", task.parameters)
         images, labels = replica.batch()
         rows = ALL if task.parts == 1 else part_of(len(images), task.part, task.parts)
-        # drawn for all images, also where only a part is forwarded: parts together are the whole
+        # drawn for all images even if only a part is forwarded, so that the parts add up to the
+        # whole
         view = self._draws.view(task, len(images))
         observer = self._networks.of_task(task)
         specs = self._method.specs(task.network_id.group)
@@ -338,7 +342,7 @@ class ObserverTasks:
                 "The network normalises by the batch, so that it needs all images of a step at "
                 "once: set 'synthesis.split: 1'."
             )
-        # operations by class, shared by the real and the synthetic images of a class
+        # operations by class, which a class's real and synthetic images share
         drawn: dict[int, Sequence[Operation]] = {}
         real_batch = self._real_batch(task, fixed, drawn)
         augment = fixed or self._draws.by_class(task, _classes(labels), drawn)
@@ -375,9 +379,9 @@ class ObserverTasks:
         )
 
     def gradient(self, task: GradientTask) -> GradientResult:
-        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
+        """Compute the terms through one network, and their gradients by the set's parameters."""
         group = task.network_id.group
-        # kept by `summarize`, unless another worker computed that or it did not fit
+        # kept by `summarize`, unless that ran on another worker or the part was dropped
         part = self._parts.pop(_part_key(task), None) or self._forward_part(task)
         observer = part.observer
         output = part.output
@@ -396,8 +400,7 @@ class ObserverTasks:
             size = self._recipe.network_group(group).batch_size
             real_batch = part.real_batch
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
-        # from the task and not from this worker, so that it does not matter which worker had the
-        # network last
+        # sent with the task rather than kept here, as another worker may have used the network last
         before: Memory = task.memory.get()
 
         real = self._real_statistics(task, observer, part.real_batch)
@@ -405,7 +408,7 @@ class ObserverTasks:
         def compared(
             output: Observation, labels: Tensor
         ) -> tuple[Tensor, dict[str, Tensor], Memory]:
-            """Loss and terms of an output, and what the terms then keep."""
+            """Loss and terms of an output, and the new memory of the terms."""
             memory: Memory = {}
             for term in terms:
                 # checkpoints of earlier versions have the former names of terms
@@ -432,15 +435,14 @@ class ObserverTasks:
 
         names, tensors = zip(*part.replica.named_parameters(), strict=True)
         loss, values, memory = compared(output, part.labels)
-        # a learned step size does not affect the images: its gradient is zero
+        # a learned step size does not affect the images, so its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
         radius = self._recipe.synthesis.sam_radius
         if radius > 0:
-            # sharpness-aware: the gradient that counts is that of the worst point nearby, at the
-            # same draws
+            # sharpness-aware: use the gradient at the worst point nearby, with the same draws
             with moved_uphill(tensors, gradients, radius):
                 images, labels = part.replica.batch()
-                # its memory is dropped: what terms keep is of the images themselves
+                # its memory is dropped, as memory should be that of the images themselves
                 higher, _, _ = compared(part.forward(images), labels)
                 gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
@@ -452,7 +454,7 @@ class ObserverTasks:
     def _real_batch(
         self, task: GradientTask, fixed: Augment | None, drawn: dict[int, Sequence[Operation]]
     ) -> _DeviceBatch | None:
-        """The real mini-batch of a task; None where statistics were measured before."""
+        """The real mini-batch of a task; None if statistics are measured."""
         if task.real is None or self._recipe.real == "measured":
             return None
         pixels, classes = (torch.tensor(array) for array in task.real.get())
@@ -464,7 +466,7 @@ class ObserverTasks:
     def _real_statistics(
         self, task: GradientTask, observer: Observer, batch: _DeviceBatch | None
     ) -> RealStatistics:
-        """Statistics of the real images: measured before, or those of the mini-batch."""
+        """Statistics of the real images: measured ones, or those of the mini-batch."""
         group = task.network_id.group
         if task.real is None or not self._method.specs(group):
             return {}
@@ -485,7 +487,7 @@ class ObserverTasks:
                     spec.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
                     for state in states[spec.key]
                 )
-            # kept by key for all steps: reading and sending them takes longer than a step
+            # cached by key for all steps, as reading and transferring them takes longer than a step
             self._real[real.key] = statistics
         return self._real[real.key]
 
@@ -493,7 +495,7 @@ class ObserverTasks:
 def _classes(labels: Tensor) -> Tensor:
     """Classes (N,) of the synthetic images, on the CPU.
 
-    Waits for the device once, or every time where labels are learned.
+    Waits for the device once, or every time if labels are learned.
     """
     if labels.is_floating_point():
         return labels.detach().argmax(1).cpu()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory that a process has held so far, in bytes."""
+    """Peak memory of a process so far, in bytes."""
 
     host: int
-    """Resident memory; 0 where the system does not say."""
+    """Resident memory; 0 if the system does not provide it."""
     gpu: int = 0
     """Tensors on the GPU that it used most; 0 if it used none."""
 
@@ -22,13 +22,13 @@ class PeakMemory:
         return cls(_host(), _gpu())
 
     def largest(self, host: int, gpu: int) -> PeakMemory:
-        """The larger of this and of another process's, for each kind of memory."""
+        """The maximum of two peaks, for each kind of memory."""
         return PeakMemory(max(self.host, host), max(self.gpu, gpu))
 
 
 def _host() -> int:
     try:
-        # on Linux getrusage also counts the process that started this one
+        # on Linux, getrusage includes the peak of the process that started this one
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

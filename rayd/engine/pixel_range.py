@@ -1,8 +1,8 @@
 """A warning about synthetic images whose pixels are far outside the range of real ones.
 
 Networks with instance normalisation are invariant to the scale of an image, so step sizes that are
-too large can lead to pixels hundreds of times out of range. Such images train the architecture that
-they were made with, may train others badly, and cannot be viewed or stored as images.
+too large can lead to pixels hundreds of times out of range. Such images train the architecture for
+which they were optimised, may train others badly, and cannot be viewed or stored as images.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from rayd.config import Recipe
 from rayd.distilled import Distilled
 
 FAR = 2.0
-"""Distance of a pixel from the data's range, in widths of the range, from which on it counts."""
+"""Distance from the data's range, in widths of the range, from which a pixel counts as far out."""
 SHARE = 0.05
-"""Share of such pixels from which on there is a warning; sets learned by DM have none."""
+"""Share of such pixels from which a warning is logged; sets learned by DM have none."""
 
 
 def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
     """A warning about a set whose pixels are far out of range, with a remedy; None otherwise.
 
     Args:
-        recipe: of the run that made the set.
+        recipe: recipe of the set's run.
         distilled: the set.
     """
     far = 0

@@ -1,6 +1,6 @@
 """Plan of a run: work, cached results, time, memory and disk by stage, without decoding data.
 
-Times are counted operations (`rayd.engine.costs`) times the duration of such operations on this
+Times are counted operations (`rayd.engine.costs`) multiplied by their measured durations on this
 machine (`rayd.engine.speeds`). Workers of a cluster may be faster or slower; the time of tasks that
 can run in parallel is divided by the number of workers.
 """
@@ -54,18 +54,18 @@ from rayd.training.sets import NORMALIZED_ONCE
 
 DAY = 24 * 3600.0
 DOMINANT = 0.3
-"""Share of the time from which on a part of the work is named in a remark."""
+"""Fraction of the time from which a part of the work is mentioned in a remark."""
 NOTABLE = 0.05
-"""Share of the time from which on comparisons are named in a remark."""
+"""Fraction of the time from which comparisons are mentioned in a remark."""
 PROCESS = 800 * 10**6
-"""Resident bytes of a process that has imported torch, built for CUDA, and all else that a run needs:
-what the driver and the workers of runs on digits take. Half of them are libraries, which processes
-of a machine share.
+"""Resident bytes of a process that has imported everything that a run needs, with torch built for
+CUDA, as measured for the driver and the workers of runs on digits. Half of them are libraries,
+which the processes of a machine share.
 """
 GPU_LIBRARIES = 2 * 10**9
 """Bytes of the host that a process with a GPU takes for its context and libraries."""
 COPIES = 3
-"""Copies of the synthetic set in the driver, at most."""
+"""Maximum number of copies of the synthetic set in the driver."""
 DECODED = 16
 """Number of streamed images whose decoding is timed."""
 
@@ -77,9 +77,9 @@ class StagePlan:
     stage: str
     """Name of the stage."""
     work: str
-    """The work, in words."""
+    """Description of the work."""
     cached: str
-    """Its cached part, in words."""
+    """Description of the cached part."""
     seconds: float
     """Wall-clock time of the part that is not cached."""
 
@@ -95,15 +95,15 @@ class Plan:
     stages: tuple[StagePlan, ...]
     """The stages, in order."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes by purpose; `step` are the tensors saved for a worker's backward pass, `student` is all
-    that training the largest student takes on its device, by which students share GPUs. Then the
-    peak of processes, an estimate: `driver` and `each worker`, or `in all` without workers. What a
-    GPU holds is not in it.
+    """Bytes by purpose. `step` is the tensors that are saved for a worker's backward pass,
+    `student` the total of training the largest student on its device, which determines how students
+    share GPUs. `driver` and `each worker`, or `in all` without workers, are estimates of the peak
+    memory of processes, without GPU memory.
     """
     disk: dict[str, int] = field(default_factory=dict)
     """Bytes by kind of file."""
     read: DataSummary | None = None
-    """What is read of the data; pixels are not looked at."""
+    """Description of the data as read, without looking at pixels."""
     remarks: tuple[str, ...] = ()
     """Sentences about the slowest part, the settings that change it, and other caveats."""
 
@@ -133,7 +133,7 @@ class Plan:
         """A table for the terminal.
 
         Args:
-            width: most characters of a line; None does not break lines.
+            width: maximum number of characters per line; None does not break lines.
         """
         lines = [f"{self.recipe} on {self.data}", ""]
         if self.read is not None:
@@ -154,7 +154,7 @@ class Plan:
 
 
 def _broken(line: str, width: int) -> str:
-    """Break a line; later ones stand below its last column."""
+    """Break a line; continuation lines are aligned with its last column."""
     columns = re.match(r"(?:memory|disk) +|\S+ {2,}[\d.]+ \S+ {3,}", line)
     indent = " " * (0 if columns is None else columns.end())
     return textwrap.fill(
@@ -187,7 +187,7 @@ def plan(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Pause garbage collection: it takes a tenth of a plan, and frees next to nothing."""
+    """Pause garbage collection, which takes a tenth of a plan's time and frees almost nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -222,10 +222,10 @@ def _planned(
         speeds = Speeds(device)
         if calibrate or not speeds.measured:
             progress.log("plan: measuring how fast this machine is, for some seconds, once")
-        # the dearest operations of this plan, so that its sum is right before its small parts are
+        # the most expensive operations of this plan first, so that the total is accurate early
         speeds.calibrate([part.count for part in parts], anew=calibrate)
         decoding = 0.0
-        # only where something is decoded: it needs the files, which a plan can do without
+        # only if something is decoded, as it needs the files, which a plan can do without
         if any(part.decoded for part in parts):
             decoding = _seconds_to_decode(data.train)
         priced = {}
@@ -251,8 +251,8 @@ def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[
 
     Args:
         job: the run.
-        speeds: of the machine; measured if they are unknown and the run is long.
-        long: seconds from which on a run is long.
+        speeds: speeds of the machine; measured if they are unknown and the run is long.
+        long: seconds from which a run counts as long.
         budget: seconds spent on measuring speeds.
     """
     data = job.data
@@ -260,10 +260,10 @@ def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[
     decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
 
     def by_stage() -> dict[str, float]:
-        return {
-            stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts)
-            for stage in stages
-        }
+        found = {}
+        for stage in stages:
+            found[stage.name] = sum(_seconds(part, speeds, decoding) for part in stage.parts)
+        return found
 
     seconds = by_stage()
     if not speeds.measured and sum(seconds.values()) > long:
@@ -280,7 +280,7 @@ def worker_memory(job: Job) -> int:
 
 
 def _device(recipe: Recipe, local: Recipe) -> torch.device:
-    """The device of the run, or the nearest of this machine: GPUs of workers may be elsewhere."""
+    """The device of the run, or the closest one on this machine, if workers run elsewhere."""
     if recipe.resources.workers > 0 and recipe.resources.gpus_per_worker == 0:
         return torch.device("cpu")
     return devices.choose(local.resources)
@@ -301,7 +301,7 @@ def _data_words(outline: Outline) -> str:
 
 
 class _Work:
-    """Costs of the stages of a run, and the memory and disk that they need."""
+    """Cost, memory and disk of the stages of a run."""
 
     def __init__(self, job: Job, outline: Outline):
         self.job = job
@@ -328,7 +328,7 @@ class _Work:
         return [stage for stage in found if stage is not None]
 
     def _reading(self) -> StageCost | None:
-        """The first pass over streamed images."""
+        """Cost of the first pass over streamed images."""
         if self.outline.surveyed:
             return None
         splits = (self.data.train, self.data.validation, self.data.test)
@@ -348,7 +348,7 @@ class _Work:
         }
 
     def _student_bytes(self) -> float:
-        """Bytes that the training of a student on the distilled set takes, at most."""
+        """Maximum bytes that training a student on the distilled set takes."""
         settings = self.recipe.evaluation
         images = synthetic.image_count(self.recipe, self.data)
         kind = self.recipe.labels.kind
@@ -358,11 +358,10 @@ class _Work:
         )
 
     def process_memory(self, parts: Sequence[Part]) -> dict[str, int]:
-        """Estimates of the peak memory of processes: that of the driver and of each worker, or of
-        the only process.
+        """Estimates of the peak memory of the driver and of each worker, or of the only process.
 
         Args:
-            parts: of all stages; autograd saves most in one of them.
+            parts: parts of all stages, to find the one for which autograd saves most.
         """
         recipe = self.recipe
         workers = recipe.resources.workers
@@ -372,20 +371,19 @@ class _Work:
             set_bytes = sum(tensor.nbytes for tensor in start.state_dict().values())
         blocks = synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
         images = 0 if self.data.train.streamed else self._data_bytes()
-        # the set with its moments, as it is saved, and as students get it
+        # the set: with its optimizer state, as saved, and as shared with students
         driver = PROCESS + images + COPIES * set_bytes
         statistic = self._largest_statistic()
         worker = PROCESS if is_cpu else PROCESS + GPU_LIBRARIES
-        # those of one observer and of one shard of it, while they are measured
+        # statistics of one observer, and of one of its shards, while they are measured
         worker += 2 * statistic
         if self.data.train.streamed:
             worker += self._data_bytes()
         if is_cpu:
-            # networks and statistics are spread over the workers, each of which keeps those of its
-            # homes
+            # networks and statistics are distributed over the workers by affinity
             share = 1 / max(1, workers)
             saved = max((part.count.saved_bytes for part in parts), default=0.0)
-            # statistics are kept in float32; images, their average and their gradient
+            # statistics in float32; images, their average and their gradient
             held = share * (self._statistic_bytes() / 2 + self._network_bytes())
             worker += int(held + 3 * set_bytes / len(blocks) + saved)
             worker += self._normalized_bytes()
@@ -394,7 +392,7 @@ class _Work:
         return {"driver": driver, "each worker": worker}
 
     def _largest_statistic(self) -> int:
-        """Bytes of the statistics of one observer, at most."""
+        """Maximum bytes of the statistics of one observer."""
         if self.recipe.synthesis.steps == 0 or self.recipe.real == "sampled":
             return 0
         _, sizes = self.costs.step()
@@ -420,7 +418,7 @@ class _Work:
         return total
 
     def _normalized_bytes(self) -> int:
-        """Bytes of training images that are normalised once."""
+        """Bytes of training images that are kept in normalised form."""
         train = self.data.train
         once = 0 if train.streamed else 4 * train.images.nbytes
         return once if once <= NORMALIZED_ONCE else 0
@@ -468,7 +466,7 @@ class _Work:
         )
         drawn = recipe.observers.real_batch * data.classes if recipe.real == "sampled" else 0
         scored = recipe.synthetic.candidates if recipe.synthetic.init == "rded" else 0
-        # besides the batches decoded ahead, one is in use and one being decoded
+        # in addition to the batches decoded ahead, one is in use and one is being decoded
         held = max((READ_AHEAD + 2) * batch, drawn, scored)
         return max(min(held, len(split)) * split.images.nbytes // len(split) for split in splits)
 
@@ -483,7 +481,7 @@ class _Work:
             count = settings.count
             if missing is not None:
                 count = sum(network_id.group == group for network_id in missing)
-            # `size` is that of one network of each architecture
+            # `size` is the total over one network of each architecture
             total += size * count // len(settings.networks)
         return total
 
@@ -497,14 +495,14 @@ class _Work:
 
 def _seconds_to_decode(images: ImageSet) -> float:
     """Seconds to read and decode one image."""
-    # drawn from all over the data, as the first images of a set are often of one class and alike
+    # drawn from the whole set, as its first images are often of one class and similar
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
     # the first image opens the files
-    images.images[rows[:1]]
+    _ = images.images[rows[:1]]
     began = time.perf_counter()
     used = time.process_time()
-    images.images[rows]
-    # the least of both: wall time counts other programs, processor time all threads
+    _ = images.images[rows]
+    # the minimum, as wall time includes other programs, and processor time all threads
     return min(time.perf_counter() - began, time.process_time() - used) / len(rows)
 
 
@@ -538,8 +536,8 @@ def _remarks(
     compared = sum(seconds for seconds, _, part in ranked if part.settings.startswith(COMPARISONS))
     if compared >= NOTABLE * total > 0:
         remarks.append(
-            f"{duration(compared)} of the time go into comparisons that show what the accuracy is "
-            f"worth; {COMPARISONS}=[] leaves them out."
+            f"{duration(compared)} of the time are spent on comparisons that put the accuracy into "
+            f"perspective; {COMPARISONS}=[] leaves them out."
         )
     if device.type == "cpu" and total > DAY:
         remarks.append(
@@ -551,11 +549,12 @@ def _remarks(
 
 
 def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
-    """A sentence about stages that keep fewer workers busy than there are."""
+    """Sentences on stages that keep fewer workers busy than there are."""
     workers = recipe.resources.workers
-    busy = {
-        stage.name: max(part.parallel for part in stage.parts) for stage in stages if stage.parts
-    }
+    busy = {}
+    for stage in stages:
+        if stage.parts:
+            busy[stage.name] = max(part.parallel for part in stage.parts)
     fewer = {name: count for name, count in busy.items() if name != "read" and count < workers}
     if not fewer:
         return []

@@ -1,6 +1,6 @@
 """Worker pools: the same tasks in this process, or on any number of workers.
 
-A pool hosts replicas of one plain object and calls its methods. Tasks are independent and
+A pool hosts replicas of a plain object and calls its methods. Tasks are independent and
 idempotent, and their results do not depend on the worker; they are returned in the order of the
 tasks. `LocalPool` runs them in this process, one after another, without Ray;
 `rayd.engine.on_ray.pool.RayPool` runs them on Ray actors behind the same interface.
@@ -52,7 +52,7 @@ class ActorHandle(Protocol):
 
 
 class HostedActor(ActorHandle, Protocol):
-    """A handle to an object that a pool hosts beside its workers."""
+    """A handle to an object that a pool hosts in addition to its workers."""
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
         """Call a generator method; yield its events on arrival."""
@@ -86,15 +86,15 @@ class WorkerInfo:
     restarts: int = 0
     """Number of restarts that were observed."""
     there: bool = True
-    """Whether it is alive: it answered the last request, or is still working on a task."""
+    """Whether it is alive: it answered the last ping, or is working on a task."""
     node_id: str = ""
     """Ray's id of its machine, hex."""
     busy: float | None = None
     """Seconds since its task began or last reported progress; None while it has no task."""
     usual: float | None = None
-    """Seconds that this usually takes; None if not known yet."""
+    """Usual seconds between such reports; None if not known yet."""
     gpu: str = ""
-    """The GPU that is reserved for it, as in `CUDA_VISIBLE_DEVICES`; empty without one."""
+    """The GPU that it reserved, as in `CUDA_VISIBLE_DEVICES`; empty without one."""
     gpu_bytes: int = 0
     """Memory of that GPU; 0 without one."""
     memory: int = 0
@@ -116,9 +116,9 @@ class WorkerPool(Closable, ABC):
     ) -> Iterator[Any]:
         """Call `method(*item)` for every item; yield the results in the order of the items.
 
-        Any free worker takes the next item. It prefers items of its own affinity (an item of
-        affinity a belongs to worker a modulo the number of workers), which keeps its caches warm
-        and changes no result.
+        Any free worker takes the next item. It prefers items of its own affinity (affinity a
+        belongs to worker a modulo the number of workers), which keeps its caches warm and does not
+        affect results.
 
         Raises:
             RunError: an item failed for good, or no worker answered for too long.
@@ -134,13 +134,13 @@ class WorkerPool(Closable, ABC):
 
     @contextmanager
     def sharing_gpus(self, each: int) -> Iterator[WorkerPool]:
-        """A pool of these workers and of `each` - 1 more replicas on the GPU of each of them, for
-        tasks that leave most of a GPU idle. Meanwhile, this pool itself must be idle.
+        """A pool of these workers and `each` - 1 more replicas on the GPU of each, for tasks that
+        leave most of a GPU idle. This pool must be idle in the meantime.
         """
         yield self
 
     def neighbours(self) -> Neighbours | None:
-        """The workers, for one of them that has tasks for the others; None in process."""
+        """Access to the workers for one of them that has tasks for the others; None in process."""
         return None
 
     def workers(self) -> list[WorkerInfo]:
@@ -157,11 +157,11 @@ class WorkerPool(Closable, ABC):
 
 
 class HostingPool(WorkerPool):
-    """A pool that has started its workers, and can have other objects beside them."""
+    """A pool that has started its workers, and can host further objects."""
 
     @abstractmethod
     def host(self, factory: Callable[..., Any], *arguments: Any) -> HostedActor:
-        """Host one more object, `factory(self, *arguments)`, which can call the workers."""
+        """Host another object, `factory(self, *arguments)`, which can call the workers."""
 
 
 class LocalPool(HostingPool):
@@ -176,7 +176,7 @@ class LocalPool(HostingPool):
 
     @classmethod
     def around(cls, worker: Any) -> LocalPool:
-        """A pool whose single replica is this object, with the present number of threads."""
+        """A pool whose single replica is this object, with the current number of threads."""
         import torch
 
         pool = cls.__new__(cls)
@@ -219,7 +219,7 @@ class LocalPool(HostingPool):
 
 
 def free_memory() -> None:
-    """Return memory of dropped tensors to the system and to the device."""
+    """Return memory of dropped tensors to the system and the device."""
     import torch
 
     if torch.cuda.is_available():
@@ -230,22 +230,22 @@ def free_memory() -> None:
 
 
 class Neighbours(Protocol):
-    """The workers of a pool, as one of them may know them."""
+    """Access to the workers of a pool for one of them."""
 
     def around(self, replica: Any) -> WorkerPool:
-        """The pool for its worker that hosts `replica`: this one, where a task is a plain call, and
-        the others.
+        """The pool for the worker that hosts `replica`: that worker, for which a task is a plain
+        call, and the others.
         """
 
 
 class WorkerActor:
-    """A part of the workers' replicas as an actor: calls go to the first worker, and to another one
+    """A part of the workers' replicas as an actor: calls go to the first worker, or to another one
     while that is lost.
 
     Args:
-        pool: its workers have a method that takes the neighbours, and the method and arguments of
-            a call.
-        part: name of that method.
+        pool: its workers have a method that takes the neighbours, and the name and arguments of a
+            call.
+        part: name of the workers' method.
         neighbours: the workers that the part may use besides its own; None for none.
     """
 
@@ -255,7 +255,7 @@ class WorkerActor:
         self._neighbours = neighbours
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call it in a worker; a worker that is lost meanwhile costs a repetition of the call."""
+        """Call it in a worker; if the worker is lost, the call is repeated."""
         item = (self._neighbours, method, *arguments)
         (result,) = self._pool.map(self._part, [item], affinity=[0])
         return result

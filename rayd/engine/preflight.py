@@ -66,7 +66,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     Args:
         recipe: the run.
         data: the real data.
-        trained: networks that are trained or loaded; None for all of the run's.
+        trained: networks that are trained or loaded; None for all networks of the run.
 
     Raises:
         RaydError: the budget exceeds a class, a network does not fit the images, or resources are
@@ -92,7 +92,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
         build(network_id.architecture)
         _check_trained(recipe, network_id)
     if method.needs_experts:
-        # for its refusal of networks with buffers, which trajectories cannot hold
+        # it refuses networks with buffers, which trajectories cannot hold
         parameter_count(recipe, data.shape, data.classes)
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:
@@ -102,7 +102,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
 
 
 def _check_synthesis(recipe: Recipe, method: Method) -> None:
-    """Refuse a synthesis that has nothing to minimise, or views without a gradient."""
+    """Refuse a synthesis with nothing to optimise, or with views that have no gradient."""
     if recipe.synthesis.transform.rand_augment:
         raise ConfigError(
             "RandAugment has no gradient for the synthetic images; set "
@@ -121,7 +121,7 @@ def check_validation(recipe: Recipe, has_split: bool, name: str) -> None:
         name: of the data.
 
     Raises:
-        ConfigError: the recipe selects an epoch, a step size or a step of the synthesis by it.
+        ConfigError: the recipe uses it to select an epoch, a step size or a step of the synthesis.
     """
     if has_split:
         return
@@ -146,7 +146,7 @@ def check_validation(recipe: Recipe, has_split: bool, name: str) -> None:
 def check_early_stopping(recipe: Recipe, data: ImageData, callbacks: Callbacks) -> None:
     """Refuse early stopping of blocks that are optimised in parallel.
 
-    It would test the set with all blocks as they were when last finished: first the initial images.
+    Unfinished blocks would be tested in their last finished state, which is the initial images.
 
     Raises:
         ConfigError: says which setting to change.
@@ -155,7 +155,7 @@ def check_early_stopping(recipe: Recipe, data: ImageData, callbacks: Callbacks) 
     if size is None or methods.build(recipe).sequential:
         return
     size = data.classes if size == "classes" else size
-    # as many as there are stored images, or more, are a single block
+    # a block of all stored images, or of more, is a single block
     is_cut = size < recipe.ipc * data.classes
     if is_cut and any(isinstance(one, EarlyStopping) for one in callbacks):
         raise ConfigError(
@@ -217,7 +217,7 @@ def _check_observer(
 
 
 def _check_trained(recipe: Recipe, network_id: NetworkId) -> None:
-    """Refuse an observer without weights that is not trained either."""
+    """Refuse an observer that has no weights and is not trained."""
     network = network_id.architecture
     weights.fingerprint(network)
     if recipe.squeezing(network_id.group).epochs == 0 and network.weights is None:
@@ -228,7 +228,7 @@ def _check_trained(recipe: Recipe, network_id: NetworkId) -> None:
 
 
 def _check_cluster(recipe: Recipe, data: ImageData) -> None:
-    """Refuse a run for which the cluster has too few resources or too little memory."""
+    """Refuse a run that exceeds the cluster's resources or memory."""
     from rayd.engine.on_ray.cluster import check_resources, check_store, connect
 
     connect(recipe.resources.address)
@@ -243,7 +243,7 @@ def _check_cluster(recipe: Recipe, data: ImageData) -> None:
 
 
 def _check_students(recipe: Recipe) -> None:
-    """Refuse students for whose workers the cluster has too few resources."""
+    """Refuse students whose workers exceed the cluster's resources."""
     from rayd.engine.on_ray.cluster import check_resources, connect
 
     connect(recipe.resources.address)

@@ -1,6 +1,6 @@
 """Progress display: a live view of stages, rate, time left and loss terms, or plain lines.
 
-The live view needs a terminal; in a notebook one output is rewritten. Progress of a stage is
+The live view needs a terminal; in a notebook, one output is updated. Progress of a stage is
 counted in its unit (epochs, steps, shards) and, for the time left, as a share of its work: an epoch
 of a thousand images is more work than one of ten. The time left starts from the forecast
 (`rayd.engine.progress_forecast`) and follows the measured rate as the stage proceeds.
@@ -25,9 +25,9 @@ from rayd.engine.notebook import NotebookOutput, in_notebook
 from rayd.engine.pool import WorkerPool
 
 LINE_EVERY = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between lines without a terminal."""
 PRIOR = 0.05
-"""Share of a stage's work whose measured time counts as much as the forecast."""
+"""Fraction of a stage's work whose measured time counts as much as the forecast."""
 
 StageState = Literal["waiting", "running", "done", "cached"]
 STYLES: Mapping[StageState, str] = {
@@ -45,20 +45,20 @@ class StageProgress:
     stage: str
     """Name of the stage."""
     total: float
-    """Number of work units; may be set when it becomes known."""
+    """Number of work units; may be set later, when it becomes known."""
     unit: str
     """Name of the unit, in the plural."""
     done: float = 0.0
     """Finished work units, including those of earlier runs."""
     terms: Mapping[str, float] = field(default_factory=dict)
     """Loss terms, or other values of interest."""
-    foreseen: float | None = None
-    """Forecast of the whole stage in seconds; None if unknown."""
+    expected_seconds: float | None = None
+    """Forecast of the duration of the whole stage, in seconds; None if unknown."""
     stages: StageList | None = None
     """The stages of the run."""
     share: float | None = None
-    """Share of the work that is done, in [0, 1]; None uses that of the units."""
-    # where this process began: work done before took no time here
+    """Fraction of the work that is done, in [0, 1]; None uses the fraction of units."""
+    # where this process started: earlier work took no time here
     _first: float | None = None
     _first_share: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -70,12 +70,12 @@ class StageProgress:
         terms: Mapping[str, float] | None = None,
         share: float | None = None,
     ) -> None:
-        """Set the finished units, and what else is given; see the attributes."""
+        """Set the finished units and other attributes that are given."""
         self.done = done
         if total is not None:
             self.total = total
         self.share = share
-        # the first update tells where an earlier run stopped: its work took no time here
+        # the first update shows where an earlier run stopped: its work took no time here
         if self._first is None:
             self._first = done
             self._first_share = self.fraction
@@ -84,7 +84,7 @@ class StageProgress:
 
     @property
     def fraction(self) -> float:
-        """Share of the work that is done."""
+        """Fraction of the work that is done."""
         if self.share is not None:
             return self.share
         return self.done / self.total if self.total > 0 else 0.0
@@ -109,10 +109,10 @@ class StageProgress:
         gained = self.fraction - self._first_share
         if self.total <= 0 or left <= 0:
             return None
-        if self.foreseen is None:
+        if self.expected_seconds is None:
             return self.elapsed / gained * left if gained > 0 else None
-        # as if a share of PRIOR had been done before, in the forecast time
-        return (PRIOR * self.foreseen + self.elapsed) / (PRIOR + gained) * left
+        # as if a fraction of PRIOR had already been done in the forecast time
+        return (PRIOR * self.expected_seconds + self.elapsed) / (PRIOR + gained) * left
 
     @property
     def note(self) -> str:
@@ -125,7 +125,7 @@ class StageProgress:
         return f"{self.done:g}/{self.total:g} {self.unit}"
 
     def line(self) -> str:
-        """A line of text with everything that is known."""
+        """A line of text with all available figures."""
         words = f"{self.stage}: {self.count}"
         if self.rate > 0 and self.done < self.total:
             words += f", {self.rate:.3g}/s"
@@ -140,7 +140,7 @@ class StageProgress:
 
 
 def terms_text(terms: Mapping[str, float | None]) -> str:
-    """Format loss terms; the only term of a loss is not repeated.
+    """Format loss terms; a single term that equals the loss is omitted.
 
     >>> terms_text({"loss": 9.4, "mean": 9.4}), terms_text({"loss": 9.4, "mean": 4.7})
     ('loss 9.4', 'loss 9.4 mean 4.7')
@@ -204,7 +204,7 @@ def stages_text(states: Mapping[str, str]) -> str:
 
 
 class ProgressListener(Protocol):
-    """Receives the progress of a run, e.g. to write its status file."""
+    """Interface for objects that receive a run's progress, e.g. to write its status file."""
 
     def stage(self, meter: StageProgress) -> None:
         """Called when a stage begins; the meter is updated while it runs."""
@@ -250,7 +250,7 @@ class Progress:
 
     @contextmanager
     def attached(self, listener: ProgressListener) -> Iterator[None]:
-        """Report every stage and every worker pool to a listener while the block runs."""
+        """Context in which every stage and worker pool is reported to a listener."""
         self._listeners.append(listener)
         try:
             yield
@@ -259,7 +259,7 @@ class Progress:
 
     @contextmanager
     def workers(self, pool: WorkerPool) -> Iterator[None]:
-        """Report a worker pool to the listeners while the block runs."""
+        """Context in which a worker pool is reported to the listeners."""
         with ExitStack() as stack:
             for listener in self._listeners:
                 stack.enter_context(listener.pool(pool))
@@ -267,7 +267,7 @@ class Progress:
 
     @contextmanager
     def stages(self, names: Sequence[str]) -> Iterator[None]:
-        """Show the stages of one run together while the block runs."""
+        """Context in which the stages of a run are shown together."""
         before = self._stages
         self._stages = StageList(names)
         try:
@@ -280,19 +280,21 @@ class Progress:
 
     @contextmanager
     def stage(
-        self, name: str, total: float, unit: str, foreseen: float | None = None
+        self, name: str, total: float, unit: str, expected_seconds: float | None = None
     ) -> Iterator[StageDisplay]:
-        """Show the progress of one stage while the block runs.
+        """Context in which the progress of a stage is shown.
 
         Args:
             name: of the stage.
             total: number of work units; 0 while it is unknown, when nothing is shown.
             unit: name of the unit, in the plural.
-            foreseen: forecast of the stage in seconds; None if unknown.
+            expected_seconds: forecast of the stage in seconds; None if unknown.
         """
         if self._stages is not None:
             self._stages.begin(name)
-        meter = StageProgress(name, total, unit, foreseen=foreseen, stages=self._stages)
+        meter = StageProgress(
+            name, total, unit, expected_seconds=expected_seconds, stages=self._stages
+        )
         for listener in self._listeners:
             listener.stage(meter)
         if self._notebook is not None:
@@ -355,7 +357,7 @@ class _TerminalView:
             left = meter.seconds_left
             row = Table.grid(padding=(0, 2), expand=True)
             row.add_column(no_wrap=True)
-            # on a narrow terminal the bar shrinks, not the numbers
+            # on narrow terminals, shrink the bar instead of the numbers
             row.add_column(ratio=1, max_width=40)
             cells: list[RenderableType] = [
                 meter.stage,

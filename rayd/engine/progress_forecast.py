@@ -1,7 +1,7 @@
-"""Time left, for the progress display of a run: the figures of `rayd.engine.plan`, as a run goes on.
+"""Forecasts for the progress display of a run, from the figures of `rayd.engine.plan`.
 
-Speeds that were never measured on this machine are nominal, unless the run is so long that
-measuring them makes no difference. An error here costs the run its forecast and nothing else.
+Speeds that were never measured on this machine are nominal, unless the run is so long that the time
+to measure them is negligible. If a forecast fails, the run continues without one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayd.engine.stages.student_tasks import Task
 log = logging.getLogger(__name__)
 
 LONG = 120.0
-"""Seconds of a run from which on speeds are measured for it."""
+"""Duration of a run in seconds from which speeds are measured for it."""
 SHORT_BUDGET = 2.0
 """Seconds spent on measuring them."""
 
@@ -39,11 +39,11 @@ class Forecast:
         self._store = job.store
 
     def stage(self, name: str) -> float | None:
-        """Seconds that a stage should take; None where that is unknown."""
+        """Expected seconds of a stage; None if unknown."""
         return self._tried(lambda: self._stages.get(name), None)
 
     def worker_memory(self) -> int:
-        """Estimate of the peak memory of a worker, bytes; 0 where that is unknown."""
+        """Estimate of the peak memory of a worker in bytes; 0 if unknown."""
 
         def estimate() -> int:
             from rayd.engine.plan import worker_memory
@@ -82,7 +82,7 @@ class Forecast:
                 task.network, settings, task.images, task.labels.kind, real
             )
             test = self._costs.testing(task.network, settings.precision, len(self._data.test))
-            # the only test, after the last epoch, is spread over all of them
+            # the single test, after the last epoch, is spread over all epochs
             return self._speeds.seconds(epoch + test * (1 / task.epochs))
 
         return self._tried(seconds, 1.0)

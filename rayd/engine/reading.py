@@ -29,7 +29,7 @@ def read(
         data_root: where named data are searched first.
         cache: root of the store that runs share.
         progress: where progress is shown.
-        image_size: proposed for `data.image_size` where images have different sizes.
+        image_size: proposed for `data.image_size` if images have different sizes.
 
     Raises:
         DataError, ConfigError: as `rayd.data.load` does.
@@ -50,9 +50,9 @@ def read(
 
 
 def normalized_as(distilled: Distilled, data: ImageData) -> ImageData:
-    """The data that a set was distilled from, normalised as it was then.
+    """The data from which a set was distilled, normalised as they were then.
 
-    Another machine, or another number of threads, may round a whitening matrix in another way.
+    Other machines or numbers of threads may round a whitening matrix differently.
 
     Raises:
         DataError: the set was distilled from other images.
@@ -80,7 +80,7 @@ def proposing(image_size: int | None) -> Iterator[None]:
 
 
 def _with_proposal(error: ImageSizeError, image_size: int | None) -> ImageSizeError:
-    """The error with the setting that fixes it."""
+    """Extend an error by the setting that fixes it."""
     if image_size is None:
         return error
     setting = f"data.image_size={image_size}"

@@ -1,4 +1,4 @@
-"""Copies of the synthetic set in a worker, which get the parameters of each step."""
+"""Copies of the synthetic set in a worker, which are assigned the parameters of each step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Replicas:
         self._settings = settings
         self._device = device
         self._replicas: dict[str, SyntheticSet] = {}
-        # keys of the parameters that replicas have now
+        # keys of the current parameters of the replicas
         self._assigned: dict[str, str] = {}
 
     def get(self, template: ObjectRef, which: str, parameters: ObjectRef) -> SyntheticSet:
@@ -35,13 +35,13 @@ class Replicas:
         """
         key = f"{template.key} {which}"
         if key not in self._replicas:
-            # a worker computes one block at a time: copies of earlier ones only take memory
+            # a worker computes one block at a time, so copies of earlier ones only take memory
             for old in [name for name in self._replicas if not name.startswith(template.key)]:
                 del self._replicas[old]
             replica = synthetic.restore(self._settings, template.get())
             self._replicas[key] = replica.to(self._device)
             self._assigned.pop(key, None)
-        # parts of one step share the replica, whose parameters must stay under their graphs
+        # parts of one step share the replica: their graphs need its parameters unchanged
         if self._assigned.get(key) != parameters.key:
             self._replicas[key].assign(parameters.get())
             self._assigned[key] = parameters.key

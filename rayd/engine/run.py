@@ -1,4 +1,4 @@
-"""A finished run, as it is handed to its caller."""
+"""A finished run, as returned to the caller."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Run:
     """A finished run."""
 
     directory: Path
-    """Where everything lies."""
+    """Directory of the run."""
     recipe: Recipe
-    """What was run, resolved."""
+    """The resolved recipe."""
     distilled: Distilled
     """The result."""
     report: Report
-    """How it was judged."""
+    """Its evaluation."""
     synthesis_seconds: float
-    """What the synthesis took, whichever run did it."""
+    """Duration of the synthesis in seconds, in whichever run computed it."""
 
     def __repr__(self) -> str:
         return shown.short(
@@ -43,6 +43,6 @@ class Run:
         """Draw the logged values of the synthesis as a matplotlib `Figure`, one subplot each.
 
         Raises:
-            ArtifactError: nothing was logged, as where the set came from the store.
+            ArtifactError: nothing was logged, for example because the set came from the store.
         """
         return shown.run_figure(self.directory)

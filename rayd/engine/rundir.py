@@ -25,11 +25,11 @@ from rayd.plugins import import_options
 from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
-"""First line of a run's config.yaml; a directory without it is never taken for a run."""
+"""First line of a run's config.yaml; a directory without it never counts as a run."""
 
 
 RUNS = "runs"
-"""Folder of the runs whose directories are not named."""
+"""Folder of runs without a given directory."""
 
 ADDED = (
     "snapshots",
@@ -39,14 +39,14 @@ ADDED = (
     "architectures.png",
     "report.html",
 )
-"""What callbacks and later commands add to the directory of a run; it belongs to that run alone."""
+"""Files that callbacks and later commands add to a run's directory; they belong to that run."""
 
 
 class RunDirectory:
     """A run's directory, locked while the run has it open.
 
     Args:
-        path: of the directory; it is not touched before `opened`.
+        path: path of the directory, which is not touched before `opened`.
     """
 
     log: RunLog
@@ -69,7 +69,7 @@ class RunDirectory:
     ) -> Iterator[RunDirectory]:
         """Lock the directory for a run, and release it at the end.
 
-        The directory may be new or empty. One that holds a run is opened with `resume`, if it is
+        The directory may be new or empty. One that holds a run is continued with `resume`, if it is
         the same run (resources and evaluation may differ), or emptied with `overwrite`, which never
         deletes a directory that is not a run.
 
@@ -93,7 +93,7 @@ class RunDirectory:
                 f"The name of a run's directory must be text in UTF-8, without control characters. "
                 f"Got {str(self.path)!r} instead; choose another --out."
             )
-        # without waiting: the holder may take days, and its user should know at once
+        # without waiting, as the holder may take days and its user should know immediately
         with locked(self.path):
             try:
                 if overwrite:
@@ -113,7 +113,7 @@ class RunDirectory:
             self.status = StatusFile(self._status, command)
             try:
                 yield self
-            # an interrupt, too, is a state that `rayd status` tells
+            # `rayd status` also reports interruptions
             except BaseException as error:
                 self.status.close(error)
                 raise
@@ -135,7 +135,7 @@ class RunDirectory:
         """The recipe of the run that the directory holds, for resuming it.
 
         Args:
-            overrides: settings laid over it, of resources and evaluation only.
+            overrides: settings that override it, of resources and evaluation only.
 
         Raises:
             OutputError: the directory holds no run.
@@ -148,7 +148,7 @@ class RunDirectory:
         return restore(read_yaml(self.config), overrides, f"'{self.config}'")
 
     def _holds_others(self) -> bool:
-        """Whether there is anything but the lock and temporary files of a killed run."""
+        """Whether there is anything except the lock and temporary files of a killed run."""
         return any(
             entry.name != LOCK and not unfinished(entry) for entry in remote.listed(self.path)
         )
@@ -177,7 +177,7 @@ class RunDirectory:
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
         for name in ADDED:
-            # the new run would be shown with them: its steps among those that the old one kept
+            # the new run would be shown with them, mixed with the old one's steps
             remote.remove(self.path / name)
         # config.yaml marks the directory as a run until the new one replaces it
         for file in (self._metrics, self._status, self.evaluation):
@@ -188,7 +188,7 @@ def default_directory(recipe: Recipe) -> Path:
     """Directory of a run for which none is given: `runs/<name of the recipe>`.
 
     Raises:
-        ConfigError: the name, which a stranger's file may give, leads out of `runs`.
+        ConfigError: the name, which may come from an untrusted file, leads out of `runs`.
     """
     return Path(RUNS) / inside(recipe.name, RUNS, ConfigError)
 
@@ -210,7 +210,7 @@ def continuation(directory: Path, data_root: Path | None = None, cache: Path | N
         if path is not None:
             words += [option, remote.shown(remote.local(path).absolute())]
     for name in import_options():
-        # the recipe names parts that these register
+        # the recipe uses plug-ins that these files register
         words += ["--import", name]
     return shlex.join(words)
 

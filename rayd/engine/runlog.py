@@ -26,7 +26,7 @@ SEND_SECONDS = 10.0
 
 
 class RunLog:
-    """Appends to a run's log; a line that a crash cut off is dropped on opening.
+    """Appends to a run's log; a line that was truncated by a crash is dropped on opening.
 
     Args:
         metrics: path of metrics.jsonl.
@@ -49,7 +49,7 @@ class RunLog:
         self._append({"stage": stage, "step": step, "seconds": round(seconds, 3), **values})
         with self._writing():
             self._add_scalars(stage, step, values)
-            # as complete as metrics.jsonl, for a run that is killed and resumed
+            # flush, to be as complete as metrics.jsonl if the run is killed and resumed
             self.board.flush()
 
     def spend(
@@ -72,7 +72,7 @@ class RunLog:
         if finished:
             self._sort(stage)
         if self._board is not None:
-            # TensorBoard's own thread may have met a full disk, and tells it here
+            # errors of TensorBoard's writer thread, such as a full disk, are raised here
             with self._writing():
                 self._board.flush()
         self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
@@ -86,7 +86,7 @@ class RunLog:
         return total
 
     def forget(self, stage: str, kept: Callable[[int], bool]) -> None:
-        """Drop a stage's steps that a resumed run repeats: those that are not `kept`."""
+        """Drop a stage's steps that a resumed run will repeat: those that are not `kept`."""
 
         def stays(entry: dict[str, Any]) -> bool:
             return entry["stage"] != stage or "step" not in entry or kept(entry["step"])
@@ -107,7 +107,7 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
-        """Close the files; errors of a full disk were raised when lines were written."""
+        """Close the files; a full disk has raised errors when lines were written."""
         for file in (self._file, self._board):
             with suppress(OSError):
                 if file is not None:
@@ -129,8 +129,8 @@ class RunLog:
     def _sort(self, stage: str) -> None:
         """Order a stage's scalars in TensorBoard by step.
 
-        Blocks that are optimised in parallel log in turn, and TensorBoard does not show a point
-        after which a smaller step comes.
+        Parallel blocks log in turn, and TensorBoard does not show points that are followed by a
+        smaller step.
         """
         lines = [entry for entry in self._entries if entry["stage"] == stage and "step" in entry]
         in_order = sorted(lines, key=lambda entry: int(entry["step"]))
@@ -187,7 +187,7 @@ def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    # written whole at the end, so that a crash leaves the old file or the new one
+    # written as a whole at the end, so that a crash leaves either the old or the new file
     buffer = BytesIO()
     writer = RecordWriter(buffer)
     for record in RawEventFileLoader(str(path)).Load():
@@ -199,7 +199,7 @@ def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
 
 
 def logged(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read; none where there is no file."""
+    """The readable lines of metrics.jsonl; none if there is no file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -207,7 +207,7 @@ def logged(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """A line of the log; None for one that a crash cut short, or that is of something else."""
+    """Parse a line of the log; None for one that was truncated by a crash, or is something else."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:

@@ -22,13 +22,13 @@ from rayd.engine.stages.squeeze import Squeeze
 from rayd.synthetic import SyntheticSet
 
 AT_ONCE = 1.0
-"""Seconds in which a set that is not large is written."""
+"""Seconds within which a small set is written."""
 
 
 class SetWriter(Closable):
-    """Gives sets their card and writes them, a large one while the run goes on.
+    """Adds cards to sets and writes them, large ones in the background.
 
-    A context manager: when it is left, what was begun is written, whatever happened.
+    A context manager, whose exit waits until everything is written, also after an error.
 
     Args:
         job: the run.
@@ -48,7 +48,7 @@ class SetWriter(Closable):
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """Where the set and its parts are made; of a set that was found, where they were."""
+        """Devices that compute the set and its parts, or, for a cached set, that computed them."""
         stages = (Squeeze(self._job), Experts(self._job), Measure(self._job), Rank(self._job))
         parts = {stage.name: stage.devices() for stage in stages}
         return card.origin(self._hardware, self._job.recipe.resources, parts)
@@ -82,7 +82,7 @@ class SetWriter(Closable):
         return distilled
 
     def write(self, distilled: Distilled) -> None:
-        """Begin to write a set: a small one is there at once, a large one is written meanwhile.
+        """Start to write a set: a small one immediately, a large one in the background.
 
         Only later commands read it from the directory.
         """
@@ -91,7 +91,7 @@ class SetWriter(Closable):
             self._writes[-1].result(AT_ONCE)
 
     def write_beside(self, write: Callable[[], None]) -> None:
-        """Begin to write something, after all that is being written, beside the stages."""
+        """Write something in the background, after everything else that is being written."""
         self._writes.append(self._thread.submit(write))
 
     def add_to_card(self, distilled: Distilled, facts: Mapping[str, Any]) -> None:
@@ -101,11 +101,11 @@ class SetWriter(Closable):
             self._is_card_new = True
 
     def finish(self, distilled: Distilled, *, wait: bool = True) -> None:
-        """Write the card again if facts were added, after the set itself.
+        """Rewrite the card if facts were added, after the set itself.
 
         Args:
             distilled: the set.
-            wait: for a set that is still being written; if not, this is left to a later call.
+            wait: wait for a set that is still being written; otherwise a later call does it.
         """
         if not wait and not all(write.done() for write in self._writes):
             return
@@ -116,5 +116,5 @@ class SetWriter(Closable):
             self._is_card_new = False
 
     def close(self) -> None:
-        """Wait until what was begun is written."""
+        """Wait until everything is written."""
         self._thread.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""Spectra of feature correlations: a finished set beside the real images.
+"""Spectra of feature correlations of a finished set and of the real images.
 
 They are drawn on demand (`rayd show DIR --spectrum`). Nothing is measured or trained for them:
 statistics of real images are read from the store.
@@ -48,7 +48,7 @@ class RunSpectra:
     """Recipe, method, data and size of the set."""
 
     def chart(self) -> Image.Image:
-        """Draw them, a subplot for each layer."""
+        """Draw the spectra, a subplot for each layer."""
         return chart(self.layers, self.filter, title=self.title)
 
 
@@ -58,7 +58,7 @@ def from_distilled(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """The chart of a distilled set that was saved; arguments and errors are those of `of_distilled`."""
+    """The chart of a saved distilled set; arguments and errors are those of `of_distilled`."""
     return of_distilled(distilled, data_root, cache, progress).chart()
 
 
@@ -68,7 +68,7 @@ def of_distilled(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> RunSpectra:
-    """The spectra of a distilled set that was saved.
+    """Compute the spectra of a saved distilled set.
 
     Args:
         distilled: the set.
@@ -101,14 +101,11 @@ def term_of(method: Method) -> SpectralFilterMatching:
     """
     term = next((term for term in method.terms if isinstance(term, SpectralFilterMatching)), None)
     if term is None:
-        filtering = [
-            name
-            for name in methods.names()
-            if any(
-                isinstance(candidate, SpectralFilterMatching)
-                for candidate in methods.get(name).objective(method.recipe)
-            )
-        ]
+        filtering = []
+        for name in methods.names():
+            terms = methods.get(name).objective(method.recipe)
+            if any(isinstance(candidate, SpectralFilterMatching) for candidate in terms):
+                filtering.append(name)
         raise ArtifactError(
             "There are no spectra to show: they are those of feature correlations, which method "
             f"'{method.name}' neither measures nor matches; {' and '.join(filtering)} do. Without "
@@ -142,7 +139,7 @@ def _of_job(job: Job, distilled: Distilled) -> RunSpectra:
                 "`--cache` names another store, and running the recipe again measures again."
             )
         real[network_id] = cast(tuple[Covariance, ...], kept)
-    # a set is small: workers would take longer to start than it takes to look at it
+    # a set is small: starting workers would take longer than computing its spectra
     here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
     pool = LocalPool(here, ObserverTasks, recipe, DatasetInfo.of(data), devices.choose(here))
     images = pool.share((distilled.images, distilled.hard_labels))

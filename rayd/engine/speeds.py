@@ -13,13 +13,13 @@ where the rate is that of operations of the same kind and about the same size on
 convolutions of few and of many channels, depthwise ones, matrix products, pooling, normalisation,
 sums and elementwise arithmetic, each forward and backward, in the precision and memory layout of
 the call. A rate is measured when a plan first needs it, on a smaller batch where the batch is
-large, and kept (`rayd.machine`). The most expensive operations of a plan are measured first, for a
-few seconds at most; the others use the rate of the nearest measured size until a later plan
-measures them.
+large, and kept (`rayd.machine`). The most expensive operations of a plan are measured first, for at
+most a few seconds; the others use the rate of the nearest measured size until a later plan measures
+them.
 
-On the CPU, rates are those of one thread in processor time, which other programs affect little, and
-serve all numbers of threads. The speed-up by several threads is measured once for each number of
-them and each family of operations (`Speeds.calibrate`).
+On the CPU, rates are those of one thread in processor time, which other programs hardly affect, and
+are used for all numbers of threads. The speed-up by several threads is measured once for each
+number of them and each family of operations (`Speeds.calibrate`).
 """
 
 from __future__ import annotations
@@ -52,19 +52,20 @@ VERSION = 4
 BUDGET = 1.0
 """Seconds spent on measuring for one plan."""
 WORTHWHILE = 0.02
-"""Share of the total time up to which all unmeasured operations together are not measured."""
+"""Fraction of the total time below which the remaining operations, together, are not measured."""
 NEAR = 2.5
 """Distance of sizes, in factors of two summed over all dimensions, up to which a rate is reused."""
 
 NOMINAL = {"cpu": (4e10, 8e9, 8e-6), "mps": (2e12, 1e11, 2e-5), "cuda": (1e13, 5e11, 1e-5)}
 """Nominal operations per second, bytes per second (of one thread on the CPU), and seconds per
-call."""
+call.
+"""
 LEAST = {"convolutions": 2e-5, "matrix products": 5e-6, "memory": 4e-6}
 """Nominal seconds of the smallest kernels of the CPU."""
 
 PARALLEL = {"convolutions": 2.0**21, "matrix products": 2.0**21, "memory": 2.0**18}
-"""Least work of a thread: floating-point operations, or bytes of 32,768 numbers read and written,
-below which torch does not start another one.
+"""Minimum work per thread, below which torch does not start another one: floating-point operations,
+or bytes of 32,768 numbers read and written.
 """
 CALL = "call"
 """Name of the overhead of a call in Python code."""
@@ -73,24 +74,24 @@ BACKWARD = "backward call"
 FRESH = "fresh"
 """Name of the time of a byte of fresh memory."""
 SCARCE = 1e-9
-"""Seconds for a byte of fresh memory above which they are measured again by later plans: a virtual
-machine that is short of memory takes ten times as long as at other times.
+"""Seconds per byte of fresh memory above which later plans repeat the measurement: a virtual
+machine that is short of memory takes ten times as long as usual.
 """
 THREADS = "threads"
 """Name of the speed-up by several threads, before the family."""
 
 
 class Speeds:
-    """Measured speeds of a device with the present number of threads.
+    """Measured speeds of a device with the current number of threads.
 
     Args:
-        device: speeds that were measured on it before are loaded.
+        device: the device, whose cached speeds are loaded.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
-        # the rates of one thread serve all numbers of threads
+        # the rates of one thread are used for all numbers of threads
         self._one = 1 if device.type == "cpu" else None
         flops, bandwidth, call = NOMINAL[device.type]
         # by whether an operation is bound by arithmetic
@@ -137,7 +138,7 @@ class Speeds:
             number * self._shared_seconds(kernel(operation))
             for operation, number in count.calls.items()
         )
-        # a GPU computes while Python issues the next calls
+        # a GPU computes while Python launches the next calls
         return max(calls, work) if self.device.type == "cuda" else calls + work
 
     def shares(self, count: Count) -> dict[str, float]:
@@ -150,7 +151,7 @@ class Speeds:
         return shares
 
     def _overhead(self, count: Count) -> float:
-        """Seconds of all calls beside those of their kernels."""
+        """Overhead of all calls in addition to their kernels, in seconds."""
         return (count.number - count.backward) * self._call + count.backward * self._backward
 
     def _shared_seconds(self, entry: Kernel) -> float:
@@ -190,7 +191,7 @@ class Speeds:
         Returns:
             The seconds that it took.
         """
-        # on the CPU, time spent by other programs does not count
+        # on the CPU, processor time, so that other programs do not count
         clock = time.thread_time if self.device.type == "cpu" else time.monotonic
         began = clock()
         if anew:
@@ -221,7 +222,7 @@ class Speeds:
         total = sum(seconds.values())
         found: dict[str, float] = {}
         base = timed(nothing(self.device), self.device)
-        # the most expensive first: when the budget is spent, what is left matters least
+        # the most expensive first, so that what remains when the budget is spent matters least
         for name in sorted(missing, key=seconds.__getitem__, reverse=True):
             if left < WORTHWHILE * total or spent():
                 break
@@ -232,8 +233,8 @@ class Speeds:
     def _measure_gains(self, anew: bool) -> None:
         """Measure the speed-up by threads of each family.
 
-        Other programs reduce it, so low values are measured again by later plans, and the highest
-        is kept.
+        Other programs reduce it, so later plans repeat the measurement of low values, and the
+        highest is kept.
         """
         if anew:
             self._gains.clear()
@@ -248,9 +249,9 @@ class Speeds:
     def _measure_calls(self) -> None:
         """Measure the overhead of calls, and the time of fresh memory.
 
-        The overhead is the time of tiny computations less that of their kernels. Autograd makes
-        calls in less than half of the time that Python code takes, and second-order gradients
-        consist of these.
+        The overhead is the time of tiny computations less that of their kernels. Calls by autograd,
+        of which second-order gradients consist, take less than half of the time of calls by Python
+        code.
         """
         backward = tiny_backward(self.device)
         step = tiny_step(self.device)
@@ -272,10 +273,10 @@ class Speeds:
         self._keep(found)
 
     def _beside_kernels(self, work: Callable[[], object], count: Count) -> float:
-        """Seconds of a computation less those of its kernels."""
+        """Seconds of a computation minus those of its kernels."""
         seconds = timed(work, self.device, tries=20)
         if self.device.type == "cuda":
-            # kernels run while Python issues the next calls
+            # kernels run while Python launches the next calls
             return seconds
         kernels = sum(
             number * self._kernel_seconds(kernel(operation))
@@ -290,15 +291,15 @@ class Speeds:
             self._know(name, value)
 
     def _measured(self, operation: Operation, base: float) -> float:
-        """Seconds per unit of work; the present estimate if the operation cannot be repeated."""
+        """Seconds per unit of work; the current estimate if the operation cannot be replayed."""
         try:
             work, fresh, call = replay(operation, self.device)
             seconds = timed(call, self.device)
-        # arguments were read from text, and not every operation can be repeated from that
+        # arguments are parsed from text, from which not every operation can be replayed
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             entry = kernel(operation)
             return self._kernel_seconds(entry) / entry.work
-        # never zero or below: the overhead of a call varies by more than short kernels take
+        # never zero or negative: the overhead of a call varies by more than short kernels take
         return max(seconds - base - fresh * self._fresh, seconds / 20) / work
 
 

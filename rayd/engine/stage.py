@@ -1,18 +1,19 @@
-"""A stage of a run: independent work items, each computed once and kept in the store.
+"""Stages of a run: independent work items, each computed once and kept in the store.
 
 A stage defines its items, the cache key of an item, how a worker computes it, and how the result is
-saved and loaded. `Stage.run` does the rest, the same for all stages: what the store holds is loaded,
-what another run is computing is waited for, everything else is computed by the workers, saved, and
-reported as progress.
+saved and loaded. `Stage.run` does the rest for all stages: it loads results that the store holds,
+waits for items that another run is computing, has the workers compute all others, saves them, and
+reports progress.
 
 To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of
 `rayd.engine.worker.Worker` that computes an item (`task`), and its place in `rayd.engine.driver`
-(the call and `_stage_names`) and in the plan (`rayd.engine.plan`). Its `key` hashes what decides its
-result. A new setting is in `Recipe.identity`, the key of the synthetic set, by itself; its default
-goes into `rayd.config.recipe.NOT_KEYED`, so that results from before it are still found.
+(the call and `_stage_names`) and in the plan (`rayd.engine.plan`). Its `key` must contain
+everything that determines the result. New settings are part of `Recipe.identity`, the key of the
+synthetic set, automatically; add their defaults to `rayd.config.recipe.NOT_KEYED`, so that earlier
+results are still found.
 
 Workers. A run has `resources.workers` of them, in one pool for all stages (`rayd.engine.open_pool`);
-with 0 this process does the work. How many of them a stage uses follows from how it divides its work:
+with 0 this process does the work. How many of them a stage uses depends on how it divides its work:
 
     squeeze             networks; with `squeeze.workers` above 1 a team of workers trains each, one
                         after another (`stages.squeeze.together` and `trainers`)
@@ -27,7 +28,7 @@ with 0 this process does the work. How many of them a stage uses follows from ho
                         team trains each, several teams at a time (`stages.students.team_of_student`,
                         `students_at_a_time`)
 
-Plans count with the workers that items can keep busy (`Job.parallel`).
+Plans assume the number of workers that items can keep busy (`Job.parallel`).
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ class Stage(ABC, Generic[Item, Result]):
     """
 
     name: ClassVar[str]
-    """The stage in progress, status and plan."""
+    """Name of the stage in progress, status and plan."""
     folder: ClassVar[str]
-    """Where the store keeps its results."""
+    """Folder of its results in the store."""
     unit: ClassVar[str]
-    """What progress counts, e.g. `epochs`."""
+    """Unit of progress, e.g. `epochs`."""
     noun: ClassVar[str]
-    """What items are called when another run computes them, e.g. `observers`."""
+    """Name of the items in messages, e.g. `observers`."""
 
     def __init__(self, job: Job):
-        """Compute nothing yet."""
+        """Create the stage; nothing is computed yet."""
         self.job = job
         self._results: dict[Item, Result] = {}
 
@@ -81,22 +82,22 @@ class Stage(ABC, Generic[Item, Result]):
 
     @abstractmethod
     def key(self, item: Item) -> Mapping[str, Any]:
-        """Everything that the result of an item depends on, JSON-able."""
+        """Everything that determines the result of an item, JSON-able."""
 
     @abstractmethod
     def save(self, item: Item, result: Any) -> Result:
-        """Keep what a worker computed; returns it as `find` would."""
+        """Save the result of a worker; return it as `find` would."""
 
     @abstractmethod
     def find(self, item: Item) -> Result | None:
-        """The kept result of an item; None if there is none, or it is damaged."""
+        """The saved result of an item; None if it is missing or damaged."""
 
     def cost(self, costs: Costs) -> StageCost | None:
-        """The work that is missing, counted in operations; None if the run has no such stage."""
+        """The remaining work, counted in operations; None if the run does not have this stage."""
         return None
 
     def units(self, item: Item) -> int:
-        """Units of progress of an item."""
+        """Number of units of progress of an item."""
         return 1
 
     def paths(self, item: Item) -> Sequence[Path]:
@@ -104,12 +105,12 @@ class Stage(ABC, Generic[Item, Result]):
         return [self.job.store.path(self.folder, self.key(item), "safetensors")]
 
     def devices(self) -> list[str]:
-        """Kinds of device that made the results in the store, sorted: `["cpu", "cuda"]`."""
+        """Kinds of device that computed the results in the store, sorted: `["cpu", "cuda"]`."""
         made = {device for item in self.items() if (device := self.device(item)) is not None}
         return sorted(made)
 
     def device(self, item: Item) -> str | None:
-        """Kind of device that made, or would make, the result of an item; None where results do
+        """Kind of device that computed, or would compute, the result of an item; None if results do
         not depend on it.
         """
         found = self.job.store.resolve(self.folder, self.key(item), "safetensors")
@@ -117,7 +118,7 @@ class Stage(ABC, Generic[Item, Result]):
         return device
 
     def result(self, item: Item) -> Result | None:
-        """The result of an item if it is known; read from the store at most once."""
+        """The result of an item if available; read from the store at most once."""
         if item not in self._results:
             found = self.find(item)
             if found is None:
@@ -126,15 +127,15 @@ class Stage(ABC, Generic[Item, Result]):
         return self._results[item]
 
     def is_cached(self, item: Item) -> bool:
-        """Whether an item needs no work."""
+        """Whether an item's result is available."""
         return self.result(item) is not None
 
     def missing(self) -> list[Item]:
-        """The items that need work."""
+        """The items without a result."""
         return [item for item in self.items() if not self.is_cached(item)]
 
     def results(self) -> dict[Item, Result]:
-        """The results of all items that have one."""
+        """All available results."""
         known = {}
         for item in self.items():
             result = self.result(item)
@@ -156,14 +157,14 @@ class Stage(ABC, Generic[Item, Result]):
             shown: where progress is shown.
             on_wait: called with the number of items that other runs are computing, when nothing
                 else is left to do.
-            weight: work of a unit of an item, where units of items are unlike.
+            weight: work per unit of an item, if units differ between items.
 
         Raises:
             OutputError: results are missing and cannot be written into the store.
         """
         missing = self.missing()
         if missing:
-            # before the work: a store that is read alone serves what it holds
+            # before the work; a read-only store can still provide the results that it holds
             check_writable(self.job.store.root, "cache")
         progress = ItemProgress(shown, {item: self.units(item) for item in missing}, weight)
 
@@ -182,11 +183,12 @@ class Stage(ABC, Generic[Item, Result]):
     ) -> None:
         """Compute the items of a queue, and `keep` each.
 
-        An item is claimed when it is taken from the queue; `queue.done` says that it is kept.
+        An item is locked when it is taken from the queue; `queue.done` releases it once it is
+        saved.
         """
 
     def keep(self, item: Item, result: Any) -> None:
-        """Save the result of an item, and know it from now on."""
+        """Save the result of an item, and cache it."""
         self._results[item] = self.save(item, result)
 
 
@@ -203,11 +205,12 @@ class TaskStage(Stage[Item, Result]):
     def tasks(self, pool: TaskStream, items: Iterator[Item]) -> Iterator[tuple[Any, ...]]:
         """The arguments of the worker's method for each item; values for all are shared first.
 
-        Items are claimed as they are taken from the iterator, so take one when a worker needs it.
+        Items are locked as they are taken from the iterator, so take one only when a worker is
+        free.
         """
 
     def collect(self, item: Item, event: Any) -> Any | None:
-        """A worker yielded something other than its progress: the result, once it is complete."""
+        """Process an event other than progress; return the result once it is complete."""
         return event
 
     def compute(
@@ -240,7 +243,7 @@ class TensorStage(TaskStage[Item, dict[str, Tensor]]):
 
 
 class ItemProgress(Generic[Item]):
-    """Progress of a stage: units done over all items, and the share of the work that they are."""
+    """Progress of a stage: finished units of all items, and the fraction of the work."""
 
     def __init__(
         self,
@@ -248,12 +251,12 @@ class ItemProgress(Generic[Item]):
         units: Mapping[Item, int],
         weight: Callable[[Item], float] | None = None,
     ):
-        """Nothing done yet.
+        """Start at zero.
 
         Args:
             shown: where progress is shown; None shows nothing.
             units: of each item.
-            weight: work of a unit of an item; None counts units alike.
+            weight: work per unit of an item; None weights all units equally.
         """
         self._shown = shown
         self._units = units
@@ -262,7 +265,7 @@ class ItemProgress(Generic[Item]):
         self._show()
 
     def update(self, item: Item, done: int) -> None:
-        """Set the units of an item that are done."""
+        """Set the number of finished units of an item."""
         self._done[item] = done
         self._show()
 
@@ -271,7 +274,7 @@ class ItemProgress(Generic[Item]):
         self.update(item, self._units[item])
 
     def done(self, item: Item) -> int:
-        """Units of an item that are done."""
+        """Number of finished units of an item."""
         return self._done[item]
 
     def _show(self) -> None:

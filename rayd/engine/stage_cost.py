@@ -1,4 +1,4 @@
-"""What a stage would cost, before anything is done; see `rayd.engine.plan`."""
+"""Predicted cost of a stage; see `rayd.engine.plan`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from rayd.engine.counting import Count
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the work of a stage."""
+    """A part of the work of a stage."""
 
     what: str
-    """In words, e.g. `2 students on the whole set`."""
+    """Description, e.g. `2 students on the whole set`."""
     settings: str
     """The settings that its time is proportional to, e.g. `evaluation.whole_epochs`."""
     count: Count
     """Its operations."""
     parallel: float = 1.0
-    """Workers that share it."""
+    """Number of workers that share it."""
     decoded: float = 0.0
-    """Streamed images that it decodes."""
+    """Number of streamed images that it decodes."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class StageCost:
     """The work of a stage that is not cached, in operations."""
 
     name: str
-    """The stage."""
+    """Name of the stage."""
     work: str
-    """What would be done, in words."""
+    """Description of the work."""
     cached: str
-    """What need not be done, in words."""
+    """Description of the cached part."""
     parts: tuple[Part, ...]
-    """The work."""
+    """Parts of the work."""

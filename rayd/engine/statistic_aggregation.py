@@ -1,14 +1,14 @@
-"""Aggregation of measured statistics: beside the synthesizer, never in the driver.
+"""Aggregation of measured statistics, in the synthesizer's process, never in the driver.
 
-Workers measure shards of the real images. Where there are enough observers that are alike, a worker
-measures all shards of one, keeps the sum so far, and hands it over once; otherwise the shards of an
-observer are spread over the workers. The synthesizer's process merges what comes, in the order of
-the shards, and writes the statistics of an observer into the store when its last shard is merged.
-From there whoever needs them reads them (`StoredStatistics`). The driver passes on references and
-file names, so its memory does not depend on the size of the statistics.
+Workers measure shards of the real images. If there are enough observers of one architecture, a
+worker measures all shards of one, accumulates the statistics, and sends them once; otherwise the
+shards of an observer are distributed over the workers. The synthesizer's process merges statistics
+in the order of the shards, and writes those of an observer into the store when its last shard is
+merged. All later readers use the store (`StoredStatistics`). The driver only passes on references
+and file names, so its memory does not depend on the size of the statistics.
 
 Merging is a left fold over the shards in their order, on the host wherever they were measured, so
-its bits depend neither on the number of workers nor on which of them is lost.
+that its bits depend neither on the number of workers nor on the loss of any.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rayd.statistics import Statistic
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """The measured statistics of an observer, in files of the store: read where they are needed.
+    """The measured statistics of an observer, in files of the store, read where they are needed.
 
     An `ObjectRef` of `States`.
     """
@@ -50,7 +50,7 @@ class StoredStatistics:
     """A file for each statistic, by the key of its spec."""
 
     def get(self) -> States:
-        """Read all of them.
+        """Read all statistics.
 
         Raises:
             ArtifactError: a file is missing or damaged.
@@ -60,20 +60,20 @@ class StoredStatistics:
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """An observer that is measured."""
+    """An observer to be measured."""
 
     network_id: NetworkId
     """The network."""
     weights: ObjectRef | None
     """Its trained weights; None for a random one."""
     first: ObjectRef | None
-    """Images on which its statistics are resolved, a `RealBatch`, where they need some."""
+    """Images on which its statistics are resolved, a `RealBatch`; None if they need none."""
     keys: Mapping[str, Mapping[str, Any]]
-    """What each statistic depends on, by the key of its spec: its key in the store."""
+    """Key of each statistic in the store, by the key of its spec: everything that it depends on."""
 
     @property
     def task(self) -> tuple[NetworkId, ObjectRef | None, ObjectRef | None]:
-        """What a worker needs of it."""
+        """The arguments that a worker needs."""
         return self.network_id, self.weights, self.first
 
 
@@ -82,16 +82,16 @@ class Shard:
     """A shard of the real images, measured by a team of observers."""
 
     index: int
-    """Which shard."""
+    """Index of the shard."""
     team: tuple[int, ...]
-    """Which observers."""
+    """Indices of the observers."""
     home: int
-    """The worker that should measure it (see `WorkerPool.map`)."""
+    """The preferred worker (see `WorkerPool.map`)."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """All that is to be measured, and by whom by preference."""
+    """Everything that is to be measured, with preferred workers."""
 
     recipe: Recipe
     """The run."""
@@ -100,33 +100,33 @@ class Measuring:
     root: Path
     """Directory of the store."""
     folder: str
-    """Its folder of statistics."""
+    """Folder of the statistics in the store."""
     networks: tuple[MeasuredNetwork, ...]
-    """The observers, which are known by their index here."""
+    """The observers, to which indices refer."""
     images: tuple[ObjectRef, ...]
-    """Each shard as a `RealBatch`; empty where the images are `encoded`."""
+    """Each shard as a `RealBatch`; empty if the images are `encoded`."""
     encoded: tuple[ImageSet, ...]
-    """Each shard, where `resources.decoders` decode them."""
+    """Each shard, if `resources.decoders` decode them; else empty."""
     labels: tuple[npt.NDArray[np.int64], ...]
     """Class indices (N,) of each shard."""
     alone: Mapping[int, int]
-    """Observers of which one worker measures all shards, and the worker that should."""
+    """Observers whose shards are all measured by one worker: the preferred worker by index."""
     shards: tuple[Shard, ...]
-    """Shards for the others, in the order in which they are measured."""
+    """Shards for the other observers, in the order of measurement."""
 
 
 def aggregate(pool: WorkerPool, measuring: Measuring) -> Iterator[tuple[int, int]]:
-    """Have everything measured, merge it, and write it into the store.
+    """Measure everything on the workers, merge it, and write it into the store.
 
-    Yields the index of an observer and how many of its shards are merged; with the last of them its
-    files are written. Events and their order do not depend on what the store holds already, so that
-    an actor that is restarted repeats them.
+    Yields the index of an observer and the number of its merged shards; after the last shard, its
+    files are written. Events and their order do not depend on the content of the store, so that a
+    restarted actor repeats them.
     """
     merging = _Merging(measuring)
     count = len(measuring.labels)
     whole = pool.map("measure_all", *merging.tasks_alone())
     for index in measuring.alone:
-        # after a restart the files of these are there: only the event is repeated
+        # after a restart, the files of these exist, and only the event is repeated
         if index not in merging.finished:
             merging.keep(index, next(whole))
         yield index, count
@@ -147,7 +147,8 @@ class _Merging:
         self._measuring = measuring
         self._method = methods.build(measuring.recipe)
         self._store = Store(measuring.root)
-        # an entry goes with the last shard of its observer, so that few are in memory at a time
+        # entries are dropped after the last shard of their observer, so that few are in memory at a
+        # time
         self._states: dict[int, States] = {}
         self.finished = {
             index for index, one in enumerate(measuring.networks) if self._is_kept(one)
@@ -165,9 +166,7 @@ class _Merging:
         return [index for index in shard.team if index not in self.finished]
 
     def tasks_alone(self) -> tuple[list[tuple[Any, ...]], list[int]]:
-        """Arguments of `measure_all` for the observers that have a worker of their own, and
-        affinities.
-        """
+        """Arguments of `measure_all` for the observers that one worker measures, and affinities."""
         networks = self._measuring.networks
         tasks: list[tuple[Any, ...]] = []
         homes = []
@@ -180,16 +179,16 @@ class _Merging:
     def task(self, shard: Shard, images: ObjectRef) -> tuple[Any, ...]:
         """Arguments of `measure` for a shard."""
         team = tuple(self._measuring.networks[index].task for index in self.missing(shard))
-        # tensors that are equal for all shards, such as frequencies, travel with the first one
-        # alone
+        # tensors that are equal for all shards, such as frequencies, are only sent with the first
+        # one
         return team, images, shard.index > 0
 
     def add(self, index: int, shard: int, part: States) -> None:
-        """Merge what an observer measured of its next shard; keep its statistics with the last."""
+        """Merge an observer's statistics of its next shard; write them after the last one."""
         self._states[index] = merged(
             self._method.specs(self._measuring.networks[index].network_id.group),
             self._states.get(index),
-            # of work in process they are on its device still, where rounding may differ
+            # in process they are still on the device, where rounding may differ
             to_host(part),
             torch.tensor(self._measuring.labels[shard]),
             self._measuring.classes,
@@ -201,7 +200,7 @@ class _Merging:
         """Write the statistics of an observer.
 
         Raises:
-            RunError: they hold NaN; a synthesis would blame its own step size for it.
+            RunError: they contain NaN, which a synthesis would attribute to its own step size.
         """
         network = self._measuring.networks[index]
         for key, inputs in network.keys.items():
@@ -211,20 +210,20 @@ class _Merging:
             self._store.put_tensors(self._measuring.folder, inputs, tensors)
 
     def _not_a_number(self, network_id: NetworkId) -> str:
-        """What is wrong with a network, and what to do."""
+        """Message about a network with NaN in its statistics, with remedies."""
         group = network_id.group
         settings = self._measuring.recipe.network_group(group)
         advice = (
             "" if settings.precision == "float32" else f", or set '{group}.precision' to float32"
         )
         return (
-            f"What '{network_id.label}' computes of the real images is not a number (NaN): see its "
+            f"Statistics of the real images through '{network_id.label}' contain NaN: check its "
             f"layers and weights, choose another by '{group}.networks'{advice}."
         )
 
 
 def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
-    """What teams measure of single shards, in the order of the shards."""
+    """Statistics of single shards that teams measure, in the order of the shards."""
     measuring = merging._measuring
     shards = [shard for shard in measuring.shards if merging.missing(shard)]
     if not measuring.encoded:
@@ -232,7 +231,7 @@ def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
         return pool.map("measure", tasks, [shard.home for shard in shards])
     from rayd.engine.on_ray.data import decoded
 
-    # teams of one shard follow each other, so that a decoded shard is in memory once
+    # teams of one shard are consecutive, so that each decoded shard is in memory only once
     by_index = groupby(shards, key=lambda shard: shard.index)
     coming = enumerate(decoded(measuring.encoded, measuring.recipe.resources.decoders))
 
@@ -247,7 +246,7 @@ def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
 
 def _in_order(events: Iterable[tuple[int, Any]]) -> Iterator[Any]:
     """The only event of each item, in the order of the items."""
-    # sums of floats depend on their order: what comes early waits for its turn
+    # sums of floats depend on their order, so early results wait for their turn
     early: dict[int, Any] = {}
     following = 0
     for index, event in events:
@@ -264,7 +263,7 @@ def merged(
     labels: Tensor,
     classes: int,
 ) -> States:
-    """Statistics so far with those of a shard added in place.
+    """Add the statistics of a shard to those so far, in place.
 
     Args:
         specs: which statistics.
@@ -279,9 +278,11 @@ def merged(
             known = spec.spread(statistics(spec, part[spec.key]), labels, classes)
         else:
             known = statistics(spec, before[spec.key])
-            # tensors that no sample changes came with the first part alone
-            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
-            new = [own | same for own, same in zip(part[spec.key], constant, strict=True)]
+            # constant tensors are only sent with the first part
+            new = []
+            for own, one in zip(part[spec.key], known, strict=True):
+                constant = {name: getattr(one, name) for name in one.constant}
+                new.append(own | constant)
             spec.add(known, statistics(spec, new), labels)
         after[spec.key] = [statistic.state() for statistic in known]
     return after
@@ -289,10 +290,13 @@ def merged(
 
 def to_host(states: States) -> States:
     """Statistics in the memory of the host."""
-    return {
-        key: [{name: t.cpu() for name, t in layer.items()} for layer in layers]
-        for key, layers in states.items()
-    }
+    moved = {}
+    for key, layers in states.items():
+        on_host = []
+        for layer in layers:
+            on_host.append({name: tensor.cpu() for name, tensor in layer.items()})
+        moved[key] = on_host
+    return moved
 
 
 def statistics(
@@ -317,5 +321,5 @@ def layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     for name, tensor in tensors.items():
         layer, _, part = name.partition(".")
         found.setdefault(int(layer), {})[part] = tensor
-    # by number: names sorted as text would put layer 10 before layer 2
+    # by number, as layer 10 would sort before layer 2 as text
     return [found[layer] for layer in sorted(found)]

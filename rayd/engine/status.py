@@ -1,8 +1,8 @@
-"""The status file of a run, `status.json`, and the report that `rayd status` makes of it.
+"""The status file of a run, `status.json`, and the report of `rayd status`.
 
-A thread of the driver writes the file every `INTERVAL` seconds, so its age shows whether the driver
-is alive, on any machine. The thread reads the meter of the current stage, which costs the stage no
-time. Reading the file needs neither Ray nor the run's data.
+A thread of the driver writes the file every `INTERVAL` seconds, so that its age shows on any
+machine whether the driver is alive. The thread reads the progress of the current stage, which takes
+the stage no time. Reading the file needs neither Ray nor the run's data.
 
     {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps",
      "rate": 31.2, "seconds_left": 9.0,
@@ -40,7 +40,7 @@ from rayd.locks import is_locked
 NAME = "status.json"
 METRICS = "metrics.jsonl"
 INTERVAL = 2.0
-"""Seconds between two writes."""
+"""Seconds between writes."""
 PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
@@ -48,13 +48,15 @@ STALE = 15
 SUSPICIOUS = 60.0
 """Seconds of silence up to which a worker with a task counts as busy."""
 SUSPICIOUS_FACTOR = 5.0
-"""So many times its usual silence, and a worker may be stuck; a run restarts it only at 20 times."""
+"""Multiple of the usual silence after which a worker may be stuck; a run restarts it only after 20
+times.
+"""
 UNFINISHED = frozenset({"interrupted", "killed", "failed"})
 """States of a run that can be continued."""
 
 
 class StatusFile:
-    """Writes the status of a run from a thread of its own, until it is closed.
+    """Writes the status of a run from a separate thread, until it is closed.
 
     Args:
         path: of the file.
@@ -71,7 +73,7 @@ class StatusFile:
         self._logs: str | None = None
         self._restarts = 0
         self._over = threading.Event()
-        # a daemon, as it must not keep a process alive whose run has died
+        # a daemon thread, which must not keep the process of a dead run alive
         self._thread = threading.Thread(target=self._run, name="rayd-status", daemon=True)
         self._thread.start()
 
@@ -81,7 +83,7 @@ class StatusFile:
 
     @contextmanager
     def pool(self, pool: WorkerPool) -> Iterator[None]:
-        """Report the workers of a pool while the block runs."""
+        """Context in which the workers of a pool are reported."""
         self._pools.append(pool)
         try:
             yield
@@ -160,7 +162,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
-    """Part of a status file: other keys are refused."""
+    """Part of a status file; unknown keys are refused."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -187,7 +189,7 @@ class _Worker(_Strict):
 
 
 class _Content(_Strict):
-    """What a status file holds; see `StatusFile`."""
+    """Content of a status file; see `StatusFile`."""
 
     state: Literal["running", "finished", "failed", "interrupted"]
     driver: _Driver | None = None
@@ -223,7 +225,7 @@ class Status:
     unknown).
     """
     stage: str | None = None
-    """The last stage that began."""
+    """The last stage that was started."""
     done: float = 0.0
     """Finished work units."""
     total: float = 0.0
@@ -251,7 +253,7 @@ class Status:
     error: str | None = None
     """Message of the error that ended the run."""
     command: str | None = None
-    """Continues the run; None for a run of a sweep."""
+    """Command that continues the run; None for a run of a sweep."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able mapping."""
@@ -303,7 +305,7 @@ def status(directory: Path) -> Status:
     directory = remote.local(directory).resolve()
     held = is_locked(directory)
     if not held:
-        # a running driver on this machine writes these files: they are newer than remote copies
+        # a running driver on this machine writes these files, so they are newer than remote copies
         for name in (NAME, METRICS, "config.yaml", "evaluation.json"):
             remote.bring(directory / name)
     content: dict[str, Any] = {}
@@ -343,7 +345,7 @@ def status(directory: Path) -> Status:
 
 
 def _stages(content: dict[str, Any], state: str) -> dict[str, str]:
-    """The stages of a run; those that a finished run never began were cached."""
+    """The stages of a run; those that a finished run did not start were cached."""
     stages: dict[str, str] = dict(content.get("stages") or {})
     if state == "finished":
         final = {"waiting": "cached", "running": "done"}
@@ -352,7 +354,7 @@ def _stages(content: dict[str, Any], state: str) -> dict[str, str]:
 
 
 def _state(directory: Path, content: dict[str, Any], held: bool | None, age: float | None) -> str:
-    """The state that the driver wrote; `killed` if it wrote `running` and no longer runs."""
+    """The state that the driver wrote; `killed` if it wrote `running` but no longer runs."""
     default = "finished" if (directory / "evaluation.json").is_file() else "running"
     written = content.get("state", default)
     if written != "running":
@@ -364,7 +366,7 @@ def _state(directory: Path, content: dict[str, Any], held: bool | None, age: flo
 
 
 def _last_terms(directory: Path) -> dict[str, float]:
-    """The terms of the last logged step, where the status file has none."""
+    """The terms of the last logged step, if the status file has none."""
     metrics = directory / METRICS
     if not metrics.is_file():
         return {}
@@ -402,7 +404,7 @@ def _line(worker: dict[str, Any]) -> str:
 
 
 def _activity(worker: dict[str, Any]) -> str:
-    """Whether a worker is busy, or may be stuck, for the end of a line."""
+    """End of a worker's line: whether it is busy or may be stuck."""
     busy = worker.get("busy")
     if busy is None:
         return ""

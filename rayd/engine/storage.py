@@ -1,7 +1,7 @@
-"""Storage that a distilled set needs besides its own tensors: teachers, or labels that they left.
+"""Storage that a distilled set needs besides its own tensors: teachers, or stored labels.
 
-A set whose students learn from teachers is of no use without them, so that what it is compared with
-at equal storage counts them too.
+A set whose students learn from teachers is useless without them, so comparisons at equal storage
+count them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
-    """Numbers and bytes of the teachers that label online; no parts where there are none."""
+    """Numbers and bytes of the teachers that label online; empty if there are none."""
     if recipe.labels.kind != "online":
         return Storage({}, {})
     numbers = 0
@@ -37,10 +37,10 @@ def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
 
 
 def with_labels_of(distilled: Distilled, recipe: Recipe, data: ImageData) -> Distilled:
-    """The set with a card that counts what the labels of a recipe need, and no other labels.
+    """The set with a card that counts exactly the storage that the labels of a recipe need.
 
-    That is the teachers, or the labels that they left, or neither: students under hard labels need
-    the images alone.
+    That is the teachers, or stored labels, or neither: students under hard labels only need the
+    images.
     """
     before = distilled.storage
     extra = teacher_storage(recipe, data)
@@ -55,7 +55,7 @@ def with_labels_of(distilled: Distilled, recipe: Recipe, data: ImageData) -> Dis
 
 
 def planned_storage(recipe: Recipe, data: ImageData, costs: Costs) -> int:
-    """Bytes that the set of a run will take with its labels or teachers."""
+    """Predicted bytes of a run's set, with its labels or teachers."""
     own = costs.start().storage().total_bytes
     return own + teacher_storage(recipe, data).total_bytes + label_bytes(recipe, data)
 

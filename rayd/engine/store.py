@@ -2,17 +2,17 @@
 
     <root>/<stage>/<key>.safetensors | .json
 
-Stages make the keys (`Stage.key`; that of a student is `Task.inputs` of
+Stages define the keys (`Stage.key`; for students, `Task.inputs` of
 `rayd.engine.stages.student_tasks`), from settings (`Recipe.identity`), the data's fingerprint, keys
-of what they build on, and the method's version (`Method.version`).
+of the results that they build on, and the method's version (`Method.version`).
 
 A key is a hash of all inputs that determine the result, except those that only affect rounding
-(number of threads, versions of libraries): to compare runs bit for bit across these, give each a
-store of its own. The kind of device (`cpu`, `cuda` or `mps`) is in the key as "device", so that an
-entry says where it was made and the same device always finds the same bits. A result that only
-another kind of device has made is used in place of computing it again: it is equal within rounding.
-Damaged entries are recomputed. The root is `$RAYD_CACHE`, else
-`~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
+(number of threads, versions of libraries): to compare runs bit for bit across these, use separate
+stores. The kind of device (`cpu`, `cuda` or `mps`) is in the key as "device", so that an entry
+shows where it was computed, and the same device always finds the same bits. A result that only
+another kind of device has computed is used instead of computing it again, as it is equal up to
+rounding. Damaged entries are recomputed. The root is `$RAYD_CACHE`, else `~/.cache/rayd/store`; it
+may be a URL (`rayd.remote`).
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Store", "default_root"]
 
 DEVICES = ("cuda", "cpu", "mps")
-"""Kinds of device whose results are looked for, in this order, where those of one's own are
-missing.
-"""
+"""Kinds of device whose results are searched, in this order, if this device has none."""
 
 
 class Store:
@@ -63,11 +61,11 @@ class Store:
         return self.root / stage / f"{content_hash(inputs)}.{suffix}"
 
     def resolve(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Mapping[str, Any]:
-        """The inputs that the result in the store was made from.
+        """The inputs of the result in the store.
 
-        They are those that are asked for, or the same with another "device" where only that has
-        made the result. The choice holds for as long as this object does: what was computed from a
-        result must not be filed under another one that a concurrent run adds.
+        They are the given ones, or the same with another "device" if only that has computed the
+        result. The choice is fixed for the lifetime of this object: results that were computed from
+        one entry must not be stored as depending on another one that a concurrent run adds.
 
         Args:
             stage: folder of the store.
@@ -75,7 +73,7 @@ class Store:
             suffix: of the file.
 
         Returns:
-            `inputs` where no device has made the result.
+            The inputs of the stored result; `inputs` if no device has computed it.
         """
         own = self.path(stage, inputs, suffix)
         if own in self._resolved:
@@ -83,7 +81,7 @@ class Store:
         if remote.exists(own):
             self._resolved[own] = inputs
             return inputs
-        # results that rounding does not touch have no device in their key
+        # results that do not depend on rounding have no device in their key
         if "device" in inputs:
             for device in DEVICES:
                 other = {**inputs, "device": device}
@@ -93,17 +91,17 @@ class Store:
         return inputs
 
     def found(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
-        """Path of a result of any device; that of `path` where there is none."""
+        """Path of a result of any device; that of `path` if there is none."""
         return self.path(stage, self.resolve(stage, inputs, suffix), suffix)
 
     def replace(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> None:
         """Use the result of this device from now on, as that of another one is damaged or was
-        computed again.
+        recomputed.
         """
         self._resolved[self.path(stage, inputs, suffix)] = inputs
 
     def has(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> bool:
-        """Whether a result exists; reading it may still find it damaged."""
+        """Whether a result exists; it may still turn out to be damaged."""
         return remote.exists(self.found(stage, inputs, suffix))
 
     def tensors(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -119,13 +117,13 @@ class Store:
             return None
 
     def is_sound(self, stage: str, inputs: Mapping[str, Any], own: bool = False) -> bool:
-        """Whether the tensors of a result are there and undamaged. They are read bit by bit, and
-        take no memory.
+        """Whether the tensors of a result exist and are undamaged. They are read piece by piece,
+        without keeping them in memory.
 
         Args:
             stage: folder of the store.
             inputs: as this run would compute the result.
-            own: ask for a result of this device alone.
+            own: only accept a result of this device.
         """
         path = self.path(stage, inputs, "safetensors")
         if not own:
@@ -154,7 +152,7 @@ class Store:
         )
 
     def note(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Metadata of tensors.
+        """Metadata of a result's tensors.
 
         Raises:
             ArtifactError: the tensors are missing or damaged.

@@ -1,13 +1,13 @@
-"""Results of other hardware, found by a run whose `precision` is `auto`.
+"""Reuse of other hardware's results by runs whose `precision` is `auto`.
 
-What is fast differs between devices, so a recipe that leaves the precision to the hardware becomes
-another one on a GPU than on a CPU, with other keys in the store. Before anything is computed again
-in another precision, the store is asked for results of the same recipe as other hardware would have
+The fastest precision differs between devices, so a recipe with automatic precision resolves
+differently on a GPU than on a CPU, with other keys in the store. Before anything is recomputed in
+another precision, the store is searched for results of the recipe as other hardware would have
 resolved it (`rayd.engine.arithmetic`): a whole synthetic set first, else its observers, experts and
-statistics, each as a whole, and students. All of these precisions are fine enough for the method,
-so that results in them are as good; the card of a set names them beside the devices.
+statistics, each as a whole, and students. All of these precisions suffice for the method, so the
+results are equally good; the card of a set lists them with the devices.
 
-A precision is taken over only if nothing is left to compute in it, as it may be slow here.
+A precision is adopted only if nothing is left to compute in it, as it may be slow here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SIMPLE_SETS = (DISTILLED, "random", "whole")
 
 
 def with_stored_precisions(job: Job, choice: Choice) -> tuple[Job, tuple[str, ...]]:
-    """A job that uses results of other hardware, and sentences that say which.
+    """A job that uses results of other hardware, and sentences that list these.
 
     Args:
         job: of the recipe as this machine resolves it.
-        choice: how other hardware would resolve it.
+        choice: resolution of the recipe, also for other hardware.
     """
     if not choice.others:
         return job, ()
@@ -67,8 +67,8 @@ def _precision(recipe: Recipe, section: str) -> str | None:
 
 
 def _with_stored_set(job: Job, candidates: Sequence[Recipe]) -> Job | None:
-    """The job whose synthetic set is in the store, apart from the arithmetic of its students."""
-    # precision of students is a question of its own: they are trained after the set is found
+    """The job resolved so that its synthetic set is in the store; students are resolved later."""
+    # the precision of students is resolved separately, as they are trained after the set is found
     sections = [section for section in SECTIONS if section != "evaluation"]
     for recipe in candidates:
         other = job.with_recipe(with_precision_of(job.recipe, recipe, sections))
@@ -78,7 +78,7 @@ def _with_stored_set(job: Job, candidates: Sequence[Recipe]) -> Job | None:
 
 
 def _with_stored_parts(job: Job, candidates: Sequence[Recipe]) -> Job:
-    """The job whose networks and statistics are in the store, section by section."""
+    """The job resolved so that networks and statistics are in the store, section by section."""
     for section in BEFORE_SYNTHESIS:
         for recipe in candidates:
             other = job.with_recipe(with_precision_of(job.recipe, recipe, [section]))
@@ -89,7 +89,7 @@ def _with_stored_parts(job: Job, candidates: Sequence[Recipe]) -> Job:
 
 
 def _is_stored(job: Job, section: str) -> bool:
-    """Whether there are results of a section, and all of them are in the store."""
+    """Whether a section has results, and all of them are in the store."""
     if section == "experts":
         experts = Experts(job)
         return bool(experts.items()) and all(
@@ -109,8 +109,8 @@ def _is_stored(job: Job, section: str) -> bool:
 
 
 def _with_stored_students(job: Job, candidates: Sequence[Recipe]) -> Job:
-    """The job whose students are in the store; those of sets that must be computed first are not
-    asked for.
+    """The job resolved so that its students are in the store, except those of sets that are still
+    to be computed.
     """
     synthesis = Synthesis(job)
     found = synthesis.find(synthesis.hash) if synthesis.is_stored() else None

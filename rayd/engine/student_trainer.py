@@ -25,13 +25,13 @@ from rayd.training.stored_labels import StoredLabels
 
 
 class StudentTrainer:
-    """Trains students; keeps their test sets and teachers between tasks.
+    """Trains students; caches their test sets and teachers between tasks.
 
     Args:
         settings: the protocol.
         resources: decide the device.
-        facts: of the data.
-        parallelism: joins this process with others that train the same students.
+        facts: properties of the data.
+        parallelism: connects this process with others that train the same students.
         device: where to compute; None follows the resources.
     """
 
@@ -64,10 +64,10 @@ class StudentTrainer:
     ) -> Iterator[EpochProgress | StudentResult]:
         """Train and test one student.
 
-        Yields its progress, then a result for each entry of `evaluation.epoch`.
+        Yields progress, then a result for each entry of `evaluation.epoch`.
 
         Args:
-            task: which student.
+            task: the student.
             training: an `ImageSet`, or the network inputs and labels of a synthetic set.
             test: an `ImageSet`.
             validation: an `ImageSet`.
@@ -108,7 +108,7 @@ class StudentTrainer:
     ) -> TrainingSet:
         if isinstance(content, ImageSet):
             return TrainingSet.from_images(content, self._facts.normalization, name=name)
-        # where they lie: a large set would be copied for every student
+        # used in place, as a large set would be copied for every student
         images, labels = map(shared_tensor, content)
         return TrainingSet(images, labels, self._facts.normalization, name)
 

@@ -3,12 +3,12 @@
 The loop over blocks is in `rayd.engine.stages.blocks`. A step (`Synthesizer._one_step`) shares the
 images once, has the workers compute the work of every gradient source (`rayd.engine.gradients`),
 sums the gradients in a fixed order, and takes one step of the optimizer. Checkpoints hold images,
-optimizer state and the state of the sources; a synthesizer that is made again, in a new process or
-by Ray, goes on from the newest one and repeats the same steps: to the same bits on the CPU, while
-some kernels of GPUs add in no fixed order.
+optimizer state and the state of the sources; a synthesizer that is recreated, in a new process or
+by Ray, continues from the newest one and repeats the same steps: with the same bits on the CPU,
+while some GPU kernels add in no fixed order.
 
-A set may be cut into blocks. A single block, and blocks that follow one another, are optimised by
-one synthesizer that uses all workers; independent blocks are optimised in parallel, each by a
+A set may be divided into blocks. A single block, and sequential blocks, are optimised by one
+synthesizer that uses all workers; independent blocks are optimised in parallel, each by a
 synthesizer inside a worker.
 """
 
@@ -53,38 +53,38 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What a synthesizer works on: one block of the synthetic set."""
+    """The task of a synthesizer: one block of the synthetic set."""
 
     recipe: Recipe
     """The run."""
     key: str
-    """Hash of all that the synthesis depends on; checkpoints carry it."""
+    """Hash of everything that the synthesis depends on; stored in checkpoints."""
     normalization: Normalization
-    """Of the real data: where the range of pixels lies for `synthesis.clip`."""
+    """Normalisation of the real data, which gives the range of pixels for `synthesis.clip`."""
     block: int
-    """Which block."""
+    """Index of the block."""
     blocks: int
-    """Blocks in all."""
+    """Number of blocks."""
     start: ObjectRef
     """State of the block before the first step."""
     checkpoints: Path
     """Directory of the block's checkpoints."""
     weights: Mapping[NetworkId, ObjectRef]
-    """Trained weights; those of random networks are missing."""
+    """Trained weights; random networks have none."""
     accuracies: Mapping[NetworkId, float]
-    """How well trained networks know the real training images, fractions."""
+    """Accuracy of trained networks on the real training images, fractions."""
     measured: Mapping[NetworkId, ObjectRef]
-    """Measured statistics; empty when the real side is sampled."""
+    """Measured statistics; empty if real data are sampled."""
     train: ObjectRef | None
-    """The whole training split as a `RealBatch`, when the real side is sampled."""
+    """The whole training split as a `RealBatch`, if real data are sampled."""
     experts: tuple[Path, ...] = ()
-    """Files of the experts that students follow, where they do."""
+    """Files of the experts, if trajectories are matched."""
     term_state: Mapping[NetworkId, Memory] = field(default_factory=dict)
-    """State of the terms (`Context.memory`) before the first step: where blocks follow one another,
-    that after the block before.
+    """State of the terms (`Context.memory`) before the first step; for sequential blocks, that
+    after the previous block.
     """
     milestones: tuple[int, ...] = ()
-    """Steps after which the unfinished set is handed to a callback; each has a checkpoint."""
+    """Steps after which a callback gets the unfinished set; each has a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ class Logged:
     step: int
     """Steps done."""
     seconds: float
-    """Since the synthesizer began or resumed."""
+    """Seconds since the synthesizer started or resumed."""
     terms: dict[str, float]
-    """The loss and the unweighted terms, averaged over the step's observers. Of students: their
-    step size, how many diverged so far, and no loss where all of the step did.
+    """The loss and the unweighted terms, averaged over the step's observers. For trajectory
+    matching also the students' step size and the number of diverged students so far; no loss if all
+    students of the step diverged.
     """
 
 
@@ -111,8 +112,8 @@ def synthesize(
     """Optimise a block from its newest checkpoint to its end: yields a line every `log_every`
     steps, then the block's state.
 
-    However often it is interrupted, the events and their order are the same; lines of steps that
-    were done before carry no terms.
+    The events and their order do not depend on interruptions; lines of steps that were done before
+    have no terms.
 
     Args:
         pool: the workers.
@@ -122,11 +123,12 @@ def synthesize(
     steps = stop or task.recipe.synthesis.steps
     every = task.recipe.synthesis.log_every
     synthesizer = Synthesizer(pool)
-    # a restarted stream repeats its events from the first one, so lines of steps done before are
-    # yielded, too, though nothing is computed for them
+    # a restarted stream must repeat its events from the first one, so lines of steps that were done
+    # before are yielded as well, without computing anything
     resumed = resumable(task.checkpoints, task.key)
     ends = [*range(every, steps, every), steps] if steps > 0 else []
-    # where the synthesizer stands: asked to go on from an earlier step, it goes back to a checkpoint
+    # the current position: to continue from an earlier step, the synthesizer returns to a
+    # checkpoint
     since = resumed
     for until in ends:
         if until > resumed:
@@ -138,23 +140,23 @@ def synthesize(
 
 
 class Synthesizer:
-    """Merges the statistics of the real data, and optimises one block of a synthetic set."""
+    """Merges statistics of the real data, and optimises a block of the synthetic set."""
 
     def __init__(self, pool: WorkerPool):
-        """Use the workers of a pool; the task comes with every call, so that a synthesizer that is
-        made anew can go on with it.
+        """Use the workers of a pool; every call passes the task, so that a recreated synthesizer
+        can continue with it.
         """
         self._pool = pool
-        # where it stands: task, block and step, as a restarted synthesizer is asked to go on
-        # anywhere
+        # current position: task, block and step, as a restarted synthesizer may be called for any
+        # step
         self._at: tuple[str, int, int] | None = None
 
     def measure(self, measuring: Measuring) -> Iterator[tuple[int, int]]:
-        """Merge what workers measure of the real data; see `rayd.engine.statistic_aggregation`."""
+        """Merge statistics that workers measure; see `rayd.engine.statistic_aggregation`."""
         yield from aggregate(self._pool, measuring)
 
     def advance(self, task: BlockTask, since: int, until: int) -> list[Logged]:
-        """Go from step `since` to step `until` and report the logged steps between; repeatable
+        """Advance from step `since` to step `until` and return the logged steps between; repeatable
         after any interruption.
 
         Raises:
@@ -164,12 +166,12 @@ class Synthesizer:
         logged = []
         while self._step < until:
             metrics = self._one_step()
-            # a float of a metric waits for the device: only logged steps pay for it
+            # converting metrics to floats waits for the device, so it is only done for logged steps
             if self._step > since and self._is_due(self._settings.log_every):
                 seconds = time.monotonic() - self._began
                 logged.append(Logged(self._step, seconds, self._checked(metrics)))
             due = self._is_due(self._settings.checkpoint_every) or self._step in task.milestones
-            # while students diverge, the checkpoints from before must be kept
+            # while students diverge, earlier checkpoints must be kept
             if due and all(source.is_sound for source in self._sources):
                 self._save()
         return logged
@@ -177,7 +179,7 @@ class Synthesizer:
     def state(self, task: BlockTask, step: int) -> State:
         """The block after a step."""
         self.advance(task, step, step)
-        # clones, as the optimizer goes on to change the parameters in place
+        # clones, as the optimizer will change the parameters in place
         state = self._set.state_dict()
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
@@ -195,7 +197,7 @@ class Synthesizer:
         return self._at[2] if self._at is not None else 0
 
     def _go_to(self, task: BlockTask, since: int) -> None:
-        """Be at step `since` of a task, or before it at the newest checkpoint, or at its start."""
+        """Move to step `since` of a task, to the newest checkpoint before it, or to the start."""
         if self._at == (task.key, task.block, since):
             return
         self._task = task
@@ -203,8 +205,8 @@ class Synthesizer:
         self._settings = task.recipe.synthesis
         self._method = methods.build(task.recipe)
         try:
-            # a checkpoint beyond `since` is of no use: the caller has not seen the lines of its
-            # steps
+            # a checkpoint beyond `since` cannot be used, as the caller has not seen the lines of
+            # its steps
             path = newest(task.checkpoints, task.key, at_most=since)
             tensors, metadata = read_tensors(path)
         except ArtifactError:
@@ -212,18 +214,18 @@ class Synthesizer:
             metadata = {"step": 0}
         self._at = (task.key, task.block, int(metadata["step"]))
         self._load(tensors)
-        # seconds of a resumed run count from here; those before are in the log already
+        # seconds of a resumed run count from here, as earlier ones are in the log already
         self._began = time.monotonic()
 
     def _is_due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._settings.steps
 
     def _one_step(self) -> dict[str, Tensor]:
-        """Collect gradients, step the optimizer, and train the model pool; returns the metrics."""
+        """Collect gradients, step the optimizer, and train the model pool; return the metrics."""
         step = self._step
         images = self._share()
         work = [source.work(step, images) for source in self._sources]
-        # one call for the work of all sources, so that no worker waits between them
+        # one call for the work of all sources, so that workers do not wait between them
         results = self._compute([one for part in work for one in part])
         updates = []
         for source, part in zip(self._sources, work, strict=True):
@@ -231,8 +233,8 @@ class Synthesizer:
             results = results[len(part) :]
         metrics = {name: value for update in updates for name, value in update.metrics.items()}
         gradients = [update.gradients for update in updates if update.gradients is not None]
-        # a step in which one source has no gradient is skipped as a whole, or images would follow
-        # the others alone; it counts, so that what is drawn for the next one differs
+        # if one source has no gradient, the whole step is skipped, or the images would follow only
+        # the others; it counts as a step, so that the next one has different draws
         if len(gradients) < len(updates):
             self._count_step()
             return metrics
@@ -245,12 +247,12 @@ class Synthesizer:
         return metrics
 
     def _share(self) -> SharedImages:
-        """The images as they are now, where workers can reach them."""
+        """Share the current images with the workers."""
         average = None if self._average is None else self._pool.share(_detached(self._average))
         return SharedImages(self._template, self._pool.share(_detached(self._set)), average)
 
     def _compute(self, work: Sequence[Work]) -> list[Any]:
-        """The results of some work, in its order."""
+        """Compute tasks on the workers; results are in the order of the tasks."""
         tasks = [(one.task,) for one in work]
         return list(self._pool.map("compute", tasks, [one.affinity for one in work]))
 
@@ -264,17 +266,17 @@ class Synthesizer:
         self._update_average()
 
     def _assign_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        """Give each parameter its gradient, of a norm of at most `clip_gradient` in all."""
+        """Assign each parameter its gradient; the total norm is at most `clip_gradient`."""
         for name, parameter in self._set.named_parameters():
             parameter.grad = gradients[name].to(parameter.device)
         if self._settings.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self._set.parameters(), self._settings.clip_gradient)
 
     def _schedule_step_sizes(self) -> None:
-        """Set the step sizes of the step that follows.
+        """Set the step sizes of the next step.
 
-        They are computed from the step instead of kept by a scheduler, so that nothing but the step
-        needs to be in a checkpoint.
+        They are computed from the step rather than by a stateful scheduler, so that checkpoints
+        only need the step.
         """
         progress = self._step / self._settings.steps
         factor = schedules.step_size_factor(self._settings.schedule, progress)
@@ -302,31 +304,31 @@ class Synthesizer:
     def _not_finite(self) -> RunError:
         rates = "synthesis.learning_rate"
         if self._recipe.observers.model_pool is not None:
-            # networks that diverged in their training alongside have such a loss, too
+            # networks of the pool that diverged also cause such a loss
             rates += " or observers.model_pool.learning_rate"
         return RunError(f"The loss is not finite at step {self._step}; lower {rates}.")
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the tensors of a checkpoint."""
-        # one process on one device needs no copies in host memory
+        # in a single process on one device, no copies in host memory are needed
         local = isinstance(self._pool, LocalPool)
         device = devices.choose(self._recipe.resources) if local else torch.device("cpu")
         state = under("set.", tensors)
         self._set = synthetic.restore(self._recipe.synthetic, state).to(device)
-        # not what a checkpoint holds: weights climb the loss of the first images (DWA), also in a
-        # run that was resumed
+        # not those of a checkpoint: weights climb the loss of the initial images (DWA), even after
+        # a resume
         self._template = self._task.start
         self._average: SyntheticSet | None = None
         if self._method.averaging is not None:
-            # before the first checkpoint the average is the initial set
+            # before the first checkpoint, the average is the initial set
             average = under("average.", tensors) or state
             self._average = synthetic.restore(self._recipe.synthetic, average).to(device)
         self._sources = self._gradient_sources()
         for source in self._sources:
             source.load_state_dict(tensors)
         self._range = self._pixel_range(device) if self._settings.clip else None
-        # its groups are made anew, as a warm start may have other step sizes; checkpoints hold
-        # moments alone
+        # groups are recreated, as a warm start may have other step sizes; checkpoints only hold
+        # moments
         self._optimizer = optimizer(self._set, self._settings)
         moments = {
             index: under(f"optimizer.{index}.", tensors)
@@ -335,7 +337,7 @@ class Synthesizer:
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
 
     def _gradient_sources(self) -> list[GradientSource]:
-        """Where the method's gradient comes from."""
+        """Create the gradient sources of the method."""
         task = self._task
         sources: list[GradientSource] = []
         if self._method.groups:
@@ -350,7 +352,7 @@ class Synthesizer:
                     accuracies=task.accuracies,
                     measured=task.measured,
                     train=task.train,
-                    # later on, what terms keep is in the checkpoint
+                    # later, the memory of the terms is in the checkpoint
                     memory=task.term_state if self._step == 0 else {},
                 )
             )
@@ -361,7 +363,7 @@ class Synthesizer:
         return sources
 
     def _pixel_range(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Black and white as network input."""
+        """Range of pixels as network input: black and white."""
         images, _ = self._set.batch()
         black = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
         normalization = self._task.normalization
@@ -370,8 +372,8 @@ class Synthesizer:
     def _save(self) -> None:
         """Write a checkpoint."""
         tensors = {f"set.{name}": tensor for name, tensor in self._set.state_dict().items()}
-        # terms on a GPU do not say at once that they failed, and what is not finite must not
-        # replace checkpoints from before
+        # losses on a GPU are not checked in every step, but values that are not finite must not
+        # replace earlier checkpoints
         if not torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all():
             raise self._not_finite()
         if self._average is not None:
@@ -379,7 +381,7 @@ class Synthesizer:
                 tensors[f"average.{name}"] = tensor
         for source in self._sources:
             tensors |= source.state_dict()
-        # SGD without momentum keeps a None, which no file holds
+        # SGD without momentum has a None in its state, which cannot be saved
         for index, moments in self._optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:
@@ -392,8 +394,8 @@ def _detached(module: SyntheticSet) -> State:
 
 
 def optimizer(learned: SyntheticSet, settings: SynthesisSettings) -> torch.optim.Optimizer:
-    """The optimizer of the synthetic set's parameters, each with its own step size, which its group
-    keeps as `first`, too.
+    """Create the optimizer of the synthetic set's parameters, each with its own step size, which
+    its group also stores as `first`.
     """
     # Adam's steps do not depend on the size of gradients
     scales = learned.step_scales if settings.optimizer == "sgd" else {}

@@ -1,9 +1,9 @@
-"""What is drawn at random for a worker's task.
+"""Random draws for a worker's tasks.
 
-Every draw has a generator of its own, seeded by what it is for and by the block, step and slot of
-the task, so that it is the same on whichever worker the task runs, and however often.
+Every draw has its own generator, seeded by its purpose and by the block, step and slot of the task,
+so that it does not depend on which worker runs the task, or how often.
 
-Images pass two augmentations before an observer sees them:
+Two augmentations are applied to images before an observer:
 
     synthesis.transform       the random view of the synthetic images in a step, as in SRe2L: crops
                               and flips. Real images have none (`TaskDraws.view`)
@@ -36,8 +36,8 @@ class TaskDraws:
 
     Args:
         recipe: the run.
-        facts: of the data.
-        groups: of the networks that work on tasks.
+        facts: properties of the data.
+        groups: network groups of the tasks.
         device: where the images are.
     """
 
@@ -56,21 +56,21 @@ class TaskDraws:
         }
 
     def of_step(self, task: GradientTask, purpose: str) -> torch.Generator:
-        """The generator of what a term draws, of a purpose of its own."""
+        """The generator for a term's draws in a step, with its own purpose."""
         return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
     def step_frequencies(self, task: GradientTask, spec: StatisticSpec) -> torch.Generator:
         """The generator of frequencies for one step."""
-        # without the block, so that all blocks of a step are compared at the same frequencies
+        # without the block, so that all blocks use the same frequencies in a step
         return seeding.generator(self._recipe.seed, f"frequencies {spec.key}", task.step, task.slot)
 
     def fixed_frequencies(self, network_id: NetworkId, spec: StatisticSpec) -> torch.Generator:
         """The generator of frequencies for all steps of a network.
 
-        It is independent of the run's seed, so that runs share what was measured at them.
+        It is independent of the run's seed, so that runs share the statistics measured at them.
         """
         seed = self._recipe.network_group(network_id.group).seed
-        # the key of the spec is in the purpose, as two statistics of a network must not share draws
+        # the purpose includes the spec's key, as two statistics of a network must not share draws
         return seeding.generator(
             seed, f"frequencies {spec.key} {network_id.architecture.label}", network_id.index
         )
@@ -87,34 +87,33 @@ class TaskDraws:
         draws = self.of_step(task, "synthetic view")
         least = None
         if settings.transform.crop is not None:
-            # a share of the steps, not their number: a longer synthesis goes through the same
-            # curriculum
+            # a fraction of the steps, so that a longer synthesis has the same curriculum
             progress = task.step / settings.steps
             least = schedules.crop_floor(
                 settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end
             )
-        # parameters of one image serve all images of a batch
+        # the parameters of one image are used for all images of a batch
         drawn = 1 if settings.shared_view else count
         view = draw_transform(settings.transform, draws, drawn, height, width, least)
         return partial(view, normalization=self._facts.normalization)
 
     def augment_for_all(self, network_id: NetworkId, is_measured: bool) -> Augment | None:
-        """The augmentation of all images that a network sees in a step.
+        """The augmentation of all images of a network in a step.
 
         Args:
             network_id: which network.
             is_measured: whether the real side was measured by it, and under which augmentation.
 
         Returns:
-            None where every class draws its own; see `by_class`.
+            None if every class has its own draw; see `by_class`.
         """
         if is_measured:
-            # the synthetic images must be seen as the real ones were
+            # synthetic images must be augmented like the real ones were
             return self.fixed_augment(network_id)
         return None if self._augmentations[network_id.group].operations else unchanged
 
     def fixed_augment(self, network_id: NetworkId) -> Augment:
-        """The fixed draw of the augmentation of all real images of a network."""
+        """The fixed draw of the augmentation of all images of a network."""
         _, height, width = self._facts.shape
         draws = seeding.generator(
             self._recipe.network_group(network_id.group).seed, "pool augmentation", network_id.index
@@ -136,7 +135,7 @@ class TaskDraws:
         """
         strategy = self._augmentations[task.network_id.group]
         _, height, width = self._facts.shape
-        # a generator for each class: which other classes are in the batch does not change a draw
+        # a generator per class, so that draws do not depend on which other classes are in the batch
         for label in np.unique(classes.numpy()).tolist():
             if label not in drawn:
                 draws = seeding.generator(

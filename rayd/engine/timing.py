@@ -1,6 +1,6 @@
-"""Timing of single operations, of small computations, and of what several threads gain.
+"""Timing of single operations, small computations, and the speed-up by several threads.
 
-On the CPU, times are those of one thread in processor time, which other programs affect little.
+On the CPU, times are those of one thread in processor time, which other programs hardly affect.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
 SLOW = 0.1
-"""Seconds from which on a call is timed only once."""
+"""Seconds from which a call is timed only once."""
 TIMED = 2e-3
 """Seconds of calls that are timed together."""
 ALIKE = 0.03
-"""Relative difference of two times up to which no third is taken."""
+"""Relative difference of two times up to which no third one is measured."""
 ATTEMPTS = 8
-"""Most repetitions of a measurement of the speed-up by threads."""
+"""Maximum number of repetitions of a measurement of the speed-up by threads."""
 TINY_LAYERS = 4
 """Layers of the network whose second-order gradient is timed for the overhead of a call."""
 SHARED = 0.9
@@ -48,13 +48,13 @@ SHARED = 0.9
 
 
 def nothing(device: torch.device) -> Callable[[], object]:
-    """A call with hardly any work, whose time is the overhead of timing a kernel."""
+    """A call that does almost nothing, to measure the overhead of timing a kernel."""
     number = torch.zeros(1, device=device)
     return lambda: torch.ops.aten.neg.default(number)
 
 
 def references() -> dict[str, Callable[[], object]]:
-    """Work of each family that takes milliseconds and can be divided among threads."""
+    """Reference work of each family, which takes milliseconds and can be divided among threads."""
     draws = seeding.generator(0, "threads")
     images = torch.rand(16, 64, 16, 16, generator=draws)
     weight = torch.rand(64, 64, 3, 3, generator=draws)
@@ -71,18 +71,18 @@ def references() -> dict[str, Callable[[], object]]:
 def gain(work: Callable[[], object], threads: int) -> float:
     """Speed-up of some work by `threads` threads.
 
-    One thread is timed by processor time, several by the least wall time: processor time would
-    count threads that spin while they wait for others that the system preempted.
+    One thread is timed by processor time, several by the minimum of wall times, as processor time
+    would include threads that spin while they wait for preempted ones.
     """
     single = math.inf
     shared = math.inf
     for _ in range(ATTEMPTS):
-        # the least of several: other programs can only make it longer
+        # the minimum, as other programs can only make it longer
         single = min(single, _time_once(work, 1, time.thread_time))
         shared = min(shared, _time_once(work, threads, time.perf_counter))
         if single >= SHARED * threads * shared:
             break
-    # more than the number of threads is noise, less than one a machine that is busy
+    # a gain above the number of threads is noise, and one below 1 means a busy machine
     return min(max(single / shared, 1.0), float(threads))
 
 
@@ -98,7 +98,7 @@ def _time_once(work: Callable[[], object], threads: int, clock: Callable[[], flo
 def fresh_seconds() -> float:
     """Extra seconds per byte of the first write to newly mapped memory.
 
-    The least of three measurements, which other programs disturb.
+    The minimum of three measurements, as other programs disturb them.
     """
     count = 2 * FRESH_BYTES // 4
     kept = torch.zeros(count)
@@ -142,7 +142,7 @@ def tiny_backward(device: torch.device) -> Callable[[], object]:
 
 
 def replay(operation: Operation, device: torch.device) -> tuple[float, float, Callable[[], object]]:
-    """A call of the same kind on this device, with a smaller batch if it is large.
+    """Build a call of the same kind on this device, with a smaller batch if it is large.
 
     Returns its work, the bytes of its fresh memory, and the call.
     """
@@ -175,15 +175,16 @@ IMAGES = {
     "native_group_norm_backward": ((0, 1, 2, 3), (5,)),
 }
 """Indices of the arguments that are tensors with images as first dimension, and of those that are
-the number of images."""
+the number of images.
+"""
 
 
 def _shrink(packet: str, func: Any, args: list[Any], entry: Kernel) -> float:
     """Reduce the batch of arguments, in place, to a size that is quick to compute.
 
-    Returns the share that is left.
+    Returns the fraction that is left.
     """
-    # operations whose tensor arguments all have images as first dimension
+    # operations whose tensor arguments all have the images as first dimension
     alike = (
         torch.Tag.pointwise in func.tags
         or "pool2d" in packet
@@ -198,7 +199,7 @@ def _shrink(packet: str, func: Any, args: list[Any], entry: Kernel) -> float:
     batch = max((shape[0] for shape in shapes if len(shape) == most > 0), default=1)
     few = fewer(batch, entry.flops, entry.bytes)
     for shape in shapes:
-        # a vector of that length may hold channels, and kernels do not check the length of vectors
+        # a vector of that length may be per channel, and kernels do not check the length of vectors
         if shape and shape[0] == batch and (len(shape) == most or numbers):
             shape[0] = few
     for index in numbers:
@@ -226,7 +227,7 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
     dtype = dtype_of(name)
     made = torch.empty_strided(shape, strides, dtype=dtype)
     if dtype.is_floating_point and 0 not in strides:
-        # neither zeros, which kernels may skip, nor numbers that overflow in products
+        # neither zeros, which kernels may skip, nor numbers whose products overflow
         values = torch.rand(1024, generator=draws).repeat(-(-made.numel() // 1024))
         made.copy_(values[: made.numel()].view(shape))
     else:
@@ -235,9 +236,10 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
 
 
 def timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
-    """Seconds of one call: the least of a few tries, each of as many calls as take `TIMED` seconds.
+    """Seconds of one call: the minimum over a few tries, each of as many calls as take `TIMED`
+    seconds.
 
-    On the CPU it is processor time, which excludes other programs; the work has one thread.
+    On the CPU it is processor time, which excludes other programs, of one thread.
     """
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = math.inf
@@ -248,7 +250,7 @@ def timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> f
             work()
         devices.synchronize(device)
         elapsed = (clock() - began) / calls
-        # the first try includes one-time initialisation: the second one replaces it
+        # the first try includes one-time initialisation and is replaced by the second one
         before = best
         best = elapsed if attempt < 2 else min(best, elapsed)
         if elapsed > SLOW or (attempt >= 2 and abs(elapsed - before) <= ALIKE * before):

@@ -1,4 +1,4 @@
-"""Avoids importing torch's compiler where nothing is compiled.
+"""Avoid importing torch's compiler where nothing is compiled.
 
 Creating an optimizer, inferring a shape on the meta device, or importing torchvision imports
 `torch._dynamo`, which takes two seconds, only to exclude some functions from compilation. That is
@@ -24,7 +24,7 @@ MARK = "__dynamo_disable"
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Replace the compiler's module by a stub; any use but excluding functions imports it."""
+    """Replace the compiler's module by a stub, which imports it if it is really needed."""
     if NAME in sys.modules:
         yield
         return
@@ -55,13 +55,13 @@ class _Stub(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in ("__file__", "__wrapped__"):
-            # `inspect` reads these of all modules: no reason to import the compiler
+            # `inspect` reads these attributes of all modules, which need not import the compiler
             raise AttributeError(name)
         self.remove()
         return getattr(importlib.import_module(NAME), name)
 
     def remove(self) -> None:
-        """Make way for the compiler, and clear what `torch._compile` cached with the stub."""
+        """Remove the stub, and clear what `torch._compile` cached from it."""
         for function in self._disabled:
             vars(function).pop(MARK, None)
         self._disabled.clear()

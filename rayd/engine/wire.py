@@ -1,7 +1,8 @@
 """Serialisation between processes: torch tensors are sent as numpy arrays.
 
-Ray gives readers numpy arrays without a copy and read-only, so that writing into shared memory is
-an error instead of silent corruption, and moves them several times faster than torch tensors.
+Ray passes numpy arrays to readers without a copy and read-only, so that writing into shared memory
+is an error rather than silent corruption, and transfers them several times faster than torch
+tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def pack(value: Any) -> Any:
         if plain.dtype == torch.bfloat16:
             return Packed(plain.view(torch.int16).numpy(), True)
         return Packed(plain.numpy(), False)
-    # exact types: a subclass may hold more than its items
+    # exact types, as subclasses may hold more than their items
     if type(value) is dict:
         return {key: pack(part) for key, part in value.items()}
     if type(value) in (tuple, list):
@@ -54,11 +55,11 @@ def unpack(value: Any) -> Any:
 
 
 def to_host(value: Any, copy: bool = False) -> Any:
-    """Move the tensors of nested dicts, lists, tuples and named tuples to the host, without graph.
+    """Move the tensors in nested dicts, lists, tuples and named tuples to the host, detached.
 
     Args:
-        value: with tensors.
-        copy: also copy those that are there already.
+        value: the nested value.
+        copy: also copy tensors that are on the host already.
     """
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu()
@@ -84,7 +85,7 @@ def size(value: Any) -> int:
 
 
 def only_tensors(value: Any) -> bool:
-    """Whether a packed value holds nothing but arrays, so that its `size` is all that it takes."""
+    """Whether a packed value consists of arrays only, so that `size` is its total size."""
     if isinstance(value, Packed) or type(value) is np.ndarray or value is None:
         return True
     if type(value) is dict:

@@ -1,11 +1,11 @@
 """Cross-process work queue: each item is computed by one run; concurrent runs wait for its result.
 
 An item is guarded by a lock of the operating system on `<entry of the store>.lock`. The kernel
-releases it when its holder ends, however that ends, so no lock outlives its run. A run takes the
+releases it when its holder ends, in whatever way, so that no lock outlives its run. A run takes the
 items that are free, one at a time, and releases each as soon as it is saved. It waits for the items
 of other runs only while it holds none of its own, so two runs never wait for each other.
 
-On file systems without locks items are computed more than once, with the same result.
+On file systems without locks, items may be computed more than once, with the same result.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ LONGEST_WAIT = 1.0
 
 
 def lock_all(paths: Sequence[Path]) -> ExitStack | None:
-    """The exclusive right to write the files at some paths; never waits.
+    """Acquire the exclusive right to write the files at some paths, without waiting.
 
     Returns:
-        What releases the right when it is closed, or None if another run has any of the paths.
+        An object that releases the right when it is closed, or None if another run holds any of the
+        paths.
     """
     locks = ExitStack()
-    # in the same order in every process: of two that want some of the same paths one succeeds
+    # in the same order in every process, so that one of two with overlapping paths succeeds
     for path in sorted(set(paths)):
         try:
             locks.enter_context(hold(path.with_name(path.name + ".lock"), timeout=0, remove=True))
@@ -49,10 +50,10 @@ def lock_all(paths: Sequence[Path]) -> ExitStack | None:
 
 
 class WorkQueue(Generic[Item]):
-    """Iterates over the items that this run is to compute, and locks each when it is reached.
+    """Iterates over the items that this run should compute, locking each when it is reached.
 
     Args:
-        items: hashable.
+        items: hashable items.
         is_cached: whether an item needs no work.
         paths: files of an item's result.
     """
@@ -92,8 +93,8 @@ class WorkQueue(Generic[Item]):
         self._held.pop(item).close()
 
     def hand_over(self, item: Item) -> ExitStack:
-        """What releases an item whose result is being saved beside other work, when it is closed,
-        by any thread.
+        """Return an object that releases an item when it is closed, by any thread, for results that
+        are saved in the background.
         """
         return self._held.pop(item)
 
@@ -111,14 +112,14 @@ def run_once(
     compute: Callable[[WorkQueue[Item]], None],
     on_wait: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Have all items computed, by this run or by concurrent ones.
+    """Ensure that all items are computed, by this run or by concurrent ones.
 
     Args:
-        items: hashable; an item that was computed and is still not cached is not tried again.
+        items: hashable items; one that was computed and is still not cached is not tried again.
         is_cached: whether an item needs no work.
         paths: files of an item's result.
-        compute: computes and saves the items of a queue, and calls `WorkQueue.done` for each, or
-            hands it over to who saves it.
+        compute: computes and saves the items of a queue, and calls `WorkQueue.done` or
+            `WorkQueue.hand_over` for each.
         on_wait: called with the number of items that other runs are computing, when nothing else is
             left to do.
     """
@@ -129,7 +130,7 @@ def run_once(
         with closing(WorkQueue(missing, is_cached, paths)) as queue:
             compute(queue)
         computed = set(queue.made)
-        # an item that was computed and cannot be read is not tried for ever: its caller sees that
+        # an item that was computed but cannot be read is not retried forever; the caller sees that
         # it is missing
         missing = [item for item in missing if item not in computed and not is_cached(item)]
         if computed:
@@ -139,5 +140,5 @@ def run_once(
                 reported = len(missing)
                 on_wait(reported)
             time.sleep(pause)
-            # short at first, as most waits are for an item that is nearly done
+            # short at first, as most items that are waited for are nearly done
             pause = min(2 * pause, LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""The object that workers host: networks, and the tasks of all stages.
+"""The object that workers host, with the tasks of all stages.
 
 On Ray it lives in an actor (`rayd.engine.on_ray.actors`), else in this process. Gradients of observers
 are computed by its base, `rayd.engine.observer_tasks`.
@@ -46,12 +46,12 @@ ORDER_CHECK = 20
 
 
 class Worker(ObserverTasks):
-    """The networks of one worker and the tasks of all stages. Results depend on their task alone.
+    """The networks of a worker, and the tasks of all stages. Results only depend on their task.
 
     Args:
         recipe: the run.
-        facts: of the data.
-        parallelism: joins this process with others that train the same observers.
+        facts: properties of the data.
+        parallelism: connects this process with others that train the same observers.
         device: where to compute; None follows the recipe's resources.
     """
 
@@ -84,7 +84,7 @@ class Worker(ObserverTasks):
         """Train one observer on the real data; yields progress, then its weights and accuracies.
 
         Args:
-            network_id: which observer.
+            network_id: the observer.
             train: an `ImageSet`.
             validation: an `ImageSet`.
             checkpoint: file of the unfinished observer.
@@ -170,13 +170,13 @@ class Worker(ObserverTasks):
         return torch.cat(logits)
 
     def synthesize(self, task: BlockTask, stop: int | None = None) -> Iterator[Logged | State]:
-        """Optimise one block with the networks of this worker; see `rayd.engine.synthesizer`."""
+        """Optimise a block with the networks of this worker only; see `rayd.engine.synthesizer`."""
         yield from synthesize(LocalPool.around(self), task, stop)
 
     def synthesizer(self, neighbours: Neighbours | None, method: str, *arguments: Any) -> Any:
-        """Call the synthesizer of this worker, whose tasks this worker shares with others.
+        """Call the synthesizer of this worker, which distributes its tasks over all workers.
 
-        What this worker computes leaves neither the process nor its device.
+        Results of this worker leave neither the process nor its device.
 
         Args:
             neighbours: all workers; None to compute everything here.
@@ -198,7 +198,7 @@ class Worker(ObserverTasks):
 
     def train_last(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
         """Like `train`, when no other stage follows: the memory of all others is freed first."""
-        # once: later students find nothing to free, and freeing takes time
+        # only once, as freeing takes time and later students have nothing to free
         if self._students is None or not self._is_freed:
             self._is_freed = True
             self.forget()
@@ -208,7 +208,7 @@ class Worker(ObserverTasks):
     def score(
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef
     ) -> Iterator[Scores]:
-        """Score random crops of a class's real images by one observer: a stream of one event."""
+        """Score random crops of a class's real images by one observer; yields one event."""
         observer = self._networks.trained(network_id, weights)
         with devices.convolutions(self._device, "float32"):
             scores = score(
@@ -228,7 +228,7 @@ class Worker(ObserverTasks):
         Yields its progress, then the scores of all training images.
 
         Args:
-            index: which network.
+            index: number of the network.
             train: an `ImageSet`.
         """
         settings = self._recipe.ranking
@@ -255,7 +255,7 @@ class Worker(ObserverTasks):
     ) -> dict[str, torch.Tensor]:
         """Soft labels of a synthetic set for some epochs: the order, crops, mixes and logits.
 
-        `images` are network input as an array, which workers of a machine share.
+        `images` is network input as an array, which the workers of a machine share.
         """
         if self._teachers is None:
             self._teachers = [
@@ -282,9 +282,9 @@ class Worker(ObserverTasks):
         directory: Path,
         made_for: Labelled,
     ) -> Iterator[Path]:
-        """Write the soft labels of some epochs into a directory: a stream of one event, the file.
+        """Write the soft labels of some epochs into a directory; yields one event, the file.
 
-        Labels are large, and neither travel nor pass through the driver.
+        Labels are too large to be sent through the driver.
         """
         yield write_chunk(directory, made_for, epochs, self.label(team, weights, images, epochs))
 
@@ -299,14 +299,15 @@ class Worker(ObserverTasks):
     def _check_order(
         self, network_id: NetworkId, network: nn.Module, training: TrainingSet
     ) -> None:
-        """Refuse given weights that were trained on other classes, or on another order of them.
+        """Refuse given weights that were trained on other classes, or on classes in another order.
 
         Raises:
             ConfigError: names the classes.
         """
         by_class = []
         for label in range(self._facts.classes):
-            # some of every class: a wrong order shows in classes that are taken for one another
+            # some images of every class: a wrong order shows in classes that are mistaken for one
+            # another
             by_class.append((training.labels == label).nonzero()[:ORDER_CHECK, 0])
         rows = torch.cat(by_class)
         network.eval()

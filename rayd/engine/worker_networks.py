@@ -1,6 +1,6 @@
-"""The networks of a worker: built when a task first needs them, and kept for later ones.
+"""The networks of a worker, which are built when a task first needs them, and cached.
 
-Which network a task asks for follows from the recipe:
+The recipe determines the kind of network that a task uses:
 
     fixed       random or trained, the same in all steps (`real: measured`, trained observers,
                 classifiers); where weights climb, another one for each block
@@ -27,12 +27,12 @@ from rayd.methods import Method
 
 
 class WorkerNetworks:
-    """Builds and keeps networks.
+    """Builds and caches networks.
 
     Args:
         recipe: the run.
         method: the run's method.
-        facts: of the data.
+        facts: properties of the data.
         device: where networks compute.
     """
 
@@ -43,11 +43,11 @@ class WorkerNetworks:
         self._device = device
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
-        # with trained weights, where those in `_fixed` are interpolated
+        # networks with trained weights, if those in `_fixed` are interpolated
         self._trained: dict[NetworkId, Observer] = {}
-        # with the key of the block whose images the weights climbed for
+        # with the key of the block on whose images the weights climbed
         self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
-        # one network per architecture, with the key of the weights that it has now
+        # one network per architecture, with the key of its current weights
         self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
 
     def of_task(self, task: GradientTask) -> Observer:
@@ -61,7 +61,7 @@ class WorkerNetworks:
             return self._matching(task)
         if self._recipe.observers.model_pool is not None:
             return self._pooled(network_id, task.weights)
-        # of the step and slot, so that a repeated task gets the same network on any worker
+        # seeded by step and slot, so that a repeated task gets the same network on any worker
         seed = seeding.derive(self._recipe.seed, "fresh observer", task.step, task.slot)
         return self._reload(network_id, str(seed), lambda: self._untrained(network_id, seed))
 
@@ -84,7 +84,7 @@ class WorkerNetworks:
         return self._fixed[network_id, precision]
 
     def trained(self, network_id: NetworkId, weights: ObjectRef) -> Observer:
-        """A network with its trained weights, in float32, also where observers are interpolated."""
+        """A network with its trained weights, in float32, even if observers are interpolated."""
         if not self._recipe.network_group(network_id.group).interpolate:
             return self.fixed(network_id, weights, "float32")
         if network_id not in self._trained:
@@ -93,7 +93,7 @@ class WorkerNetworks:
         return self._trained[network_id]
 
     def _matching(self, task: GradientTask) -> Observer:
-        """The fixed network of a task; where weights climb, that of the task's block."""
+        """The fixed network of a task; if weights climb, that of the task's block."""
         network_id = task.network_id
         precision = self._recipe.synthesis.precision
         settings = self._recipe.observers
@@ -104,7 +104,8 @@ class WorkerNetworks:
             network = self.build(network_id, task.weights).to(self._device)
             first = synthetic.restore(self._recipe.synthetic, task.template.get())
             images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
-            # on the first images of the block, as in DWA: weights then stay for all of its steps
+            # on the initial images of the block, as in DWA; weights are then fixed for all of its
+            # steps
             climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
             observer = self._observer(network, precision, network_id.group)
             # a worker computes one block at a time
@@ -126,11 +127,11 @@ class WorkerNetworks:
         build: Callable[[], nn.Module],
         weights: ObjectRef | None = None,
     ) -> Observer:
-        """An observer that is kept for its architecture and gets new weights at every step.
+        """An observer that is cached by architecture, and loaded with new weights in every step.
 
         Args:
             network_id: which network.
-            key: of the weights; they are not loaded again while it stays the same.
+            key: key of the weights, which are not reloaded while it is the same.
             build: builds the network with these weights, on the CPU.
             weights: its state, where that is known without building it.
         """
@@ -140,20 +141,20 @@ class WorkerNetworks:
             self._reloaded[kind] = key, observer
         known, observer = self._reloaded[kind]
         if known != key:
-            # into the network that is there: its hooks, layout and memory stay
+            # into the existing network, to keep its hooks, layout and memory
             observer.load(weights.get() if weights is not None else build().state_dict())
             self._reloaded[kind] = key, observer
         return observer
 
     def _untrained(self, network_id: NetworkId, seed: int) -> nn.Module:
-        """A network with random weights, on the CPU, which normalises by the batch if it has batch
-        normalisation, and is in evaluation mode otherwise.
+        """A network with random weights, on the CPU, in evaluation mode except that batch
+        normalisation uses batch statistics.
         """
         network = networks.build(
             network_id.architecture, self._facts.shape, self._facts.classes, seed=seed
         )
-        # running statistics of a network that never saw an image say nothing; dropout would draw
-        # from the global generator, so that a task had other results on another worker
+        # running statistics of an untrained network are meaningless; dropout would draw from the
+        # global generator, so that results would differ between workers
         return networks.normalize_by_batch(network)
 
     def _interpolation(self, network_id: NetworkId) -> float:
@@ -188,16 +189,16 @@ class WorkerNetworks:
         if weights is not None:
             state = weights.get()
             before = {name: value.clone() for name, value in network.state_dict().items()}
-            # by the names of this network: a state of the model pool holds the momentum of its
-            # optimizer, too
+            # by the names of this network, as states of the model pool also contain the optimizer's
+            # momentum
             networks.restore(network, {name: state[name] for name in before})
             if initial > 0:
                 with torch.no_grad():
                     for name, parameter in network.named_parameters():
-                        # parameters alone: buffers are those of the trained network, whose features
-                        # are normalised by them
+                        # only parameters; buffers are those of the trained network, which normalise
+                        # its features
                         parameter.lerp_(before[name], initial)
-        # without batch statistics it differs from training in dropout alone, which a fixed observer
+        # without batch statistics, training mode would only enable dropout, which a fixed observer
         # must not have
         return network.eval()
 

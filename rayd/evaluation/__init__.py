@@ -1,1 +1,1 @@
-"""Evaluation of a set: students trained on it and tested, reported together with baselines."""
+"""Evaluation of a set: students are trained on it and tested, and compared with baselines."""

@@ -1,7 +1,7 @@
-"""Comparison of runs: means and deviations over distillations, beside those over students.
+"""Comparison of runs: means and deviations over distillations, and deviations over students.
 
-A single run says how much students of one distilled set differ. Runs of one recipe with several
-seeds say how much distillations differ: the deviation that papers report. Both are given.
+A single run shows how much students of one distilled set differ. Runs of one recipe with several
+seeds show how much distillations differ, which is the deviation that papers report. Both are given.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Group:
     data: str
     """Name of the real data."""
     departures: tuple[str, ...]
-    """Settings in which the runs differ from it."""
+    """Settings in which the runs differ from the recipe."""
     network: str
     """Label of the architecture."""
     directories: tuple[str, ...]
@@ -102,12 +102,12 @@ class Group:
     scores: dict[str, Spread]
     """IOR, HLR and LRS, where known."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Values of these settings, where the cards of the sets say them."""
+    """Values of these settings, as far as the sets' cards contain them."""
     is_on_validation: bool = False
-    """Whether accuracies are of the validation split, as those of a sweep's trials."""
+    """Whether accuracies are those of the validation split, as for a sweep's trials."""
     paired: Spread | None = None
-    """Distilled accuracy above that of the first group with this architecture, distillations paired
-    by their seeds.
+    """Difference of the distilled accuracy to that of the first group with this architecture, over
+    distillations paired by their seeds.
     """
 
     @property
@@ -124,8 +124,8 @@ class Group:
     def measured(self) -> dict[str, float]:
         """Accuracies and scores as fields of `rayd.config.MeasuredResult`, to three digits.
 
-        What was not evaluated is missing. The deviation of the accuracy is that over distillations,
-        or over students for a single distillation.
+        Values that were not evaluated are missing. The deviation of the accuracy is over
+        distillations, or over students for a single distillation.
         """
         ours = self.accuracies[DISTILLED]
         found = {"accuracy": ours.mean, "std": ours.students if ours.std is None else ours.std}
@@ -181,25 +181,25 @@ class _Run:
     report: Report
     seed: int | None
     settings: dict[str, Any]
-    """What was distilled, by dotted key, but for what repeats a result; empty where no card says
-    it.
+    """Settings of the distillation by dotted key, except those that differ between repetitions;
+    empty if the card has none.
     """
     images: str | None
-    """Fingerprint of the training split; None where no card says it."""
+    """Fingerprint of the training split; None if the card has none."""
     digest: str | None
-    """Hash of the distilled set; None where no card says it."""
+    """Hash of the distilled set; None if the card has none."""
 
     def key(self, network: str) -> tuple[Any, ...]:
-        """What distillations of one group have in common."""
+        """Key that is equal for all distillations of a group."""
         report = self.report
         named = (report.recipe, report.method, report.data, report.ipc, report.departures)
-        # a report may begin with results of an earlier protocol than the card's
+        # the first results of a report may be of an earlier protocol than the card's
         results = [r for r in report.results if (r.set, r.network) == (DISTILLED, network)]
         trained = (results[0].label_kind, results[0].training) if results else None
         return *named, self.images, json.dumps(self.settings, sort_keys=True), trained, network
 
     def values(self) -> dict[str, Any]:
-        """Values of the settings that differ from the recipe's, as far as they are certain."""
+        """Values of the settings that differ from the recipe's, as far as they are known."""
         protocols = {r.training for r in self.report.results if r.set == DISTILLED and r.augmented}
         certain = {}
         for name in self.report.departures:
@@ -214,8 +214,9 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
     Args:
         directories: run directories or distilled sets with an `evaluation.json`; those of the same
-            recipe and settings are distillations of one group. One that is named twice counts once,
-            and so do equal sets: those of a copy, or of a run that was repeated with its seed.
+            recipe and settings are distillations of one group. A directory that is named twice
+            counts once, and so do equal sets: those of a copy, or of a run that was repeated with
+            the same seed.
 
     Raises:
         ArtifactError: a directory holds no report, or a damaged one.
@@ -235,7 +236,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
                 twice[directory] = first_of_set.directory
     for directory, first_directory in twice.items():
         log.warning(
-            "'%s' holds the set of '%s', so that both are one distillation.",
+            "'%s' holds the same set as '%s'; they count as one distillation.",
             *(directory, first_directory),
         )
     made = [_group(key[-1], runs) for key, runs in groups.items()]
@@ -245,7 +246,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 
 def distinct(directories: Sequence[Path]) -> list[Path]:
-    """Directories without repetitions, in order: a run is one distillation however it is named."""
+    """Directories without duplicates, in order; different paths may name the same run."""
     found: dict[Path, Path] = {}
     for directory in directories:
         found.setdefault(remote.local(directory).resolve(), directory)
@@ -271,7 +272,8 @@ def _read(directory: Path) -> _Run:
             seed = card.get("seed")
             digest = card.get("sha256")
             settings = _settings(card.get("config"), report.departures)
-            # a whitening matrix, which is part of the fingerprint, is rounded otherwise elsewhere
+            # a whitening matrix is part of the fingerprint, and rounded differently on other
+            # machines
             if card.get("normalization") in (None, "standard"):
                 images = (card.get("data") or {}).get("fingerprint")
             break
@@ -279,15 +281,15 @@ def _read(directory: Path) -> _Run:
 
 
 def _settings(config: Any, departures: Sequence[str]) -> dict[str, Any]:
-    """The settings of a card by which runs are told apart.
+    """The settings of a card that distinguish groups of runs.
 
     Args:
         config: of the card; None where it has none.
-        departures: settings that count although the machine may choose them.
+        departures: settings that count although they may have been chosen by the machine.
     """
     if not isinstance(config, Mapping):
         return {}
-    # cards of other versions lack settings, or have others
+    # cards of other versions may lack settings or have additional ones
     with suppress(RaydError):
         config = restore(config).model_dump(mode="json")
     return {
@@ -305,8 +307,8 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         results = [r for r in run.report.results if r.network == network]
         # one tested epoch a network: the first is the protocol's own
         epoch = results[0].epoch
-        # of several protocols or numbers of students, as later evaluations add them, the first:
-        # a run is one distillation
+        # later evaluations may have added protocols or numbers of students: the first counts, as a
+        # run is one distillation
         of_run: dict[str, SetResult] = {}
         for result in results:
             if result.epoch == epoch:
@@ -331,7 +333,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
 
 
 def _accuracy(results: Sequence[SetResult]) -> Spread:
-    """Test accuracy over runs that have a set in common."""
+    """Test accuracies of a training set, over the runs that have it."""
     means = [result.test_accuracy.mean for result in results]
     spread = Spread.of(means, [result.test_accuracy.std for result in results])
     assert spread is not None
@@ -351,11 +353,11 @@ def _scores(scores: Sequence[Scores]) -> dict[str, Spread]:
 
 
 def _paired(group: Group, first: Group) -> Group:
-    """The group with its differences from the first, where both have the same data and seeds."""
+    """The group with its paired differences to the first, if both have the same data and seeds."""
     if group is first or DISTILLED not in group.accuracies or DISTILLED not in first.accuracies:
         return group
     if (group.data, group.is_on_validation) != (first.data, first.is_on_validation):
-        # a difference of accuracies on different test images says nothing
+        # accuracies on different test images are not comparable
         return group
     if sorted(map(str, group.seeds)) != sorted(map(str, first.seeds)):
         return group

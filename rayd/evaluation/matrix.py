@@ -1,4 +1,4 @@
-"""Accuracies by architecture and training set: how far a distilled set serves other networks."""
+"""Accuracies by architecture and training set: how well a distilled set transfers to networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report, SetResult
 
 FILE = "architectures.png"
-"""File name of the chart, beside the report."""
+"""File name of the chart, next to the report."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Matrix:
     networks: tuple[str, ...]
     """Labels of the architectures."""
     columns: tuple[str, ...]
-    """Training sets, with labels and augmentation where these are not the protocol's own."""
+    """Training sets, with labels and augmentation if they differ from the protocol's own."""
     cells: Mapping[tuple[str, str], float]
-    """Accuracy by network and column; missing where not evaluated."""
+    """Accuracy by network and column; missing if not evaluated."""
     stds: Mapping[tuple[str, str], float]
-    """Standard deviation over students by network and column, where there are several."""
+    """Standard deviation over students by network and column, if there are several."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
-        """Arrange the results of a report, of the first tested epoch if there are several."""
+        """Arrange the results of a report; of several tested epochs, the first counts."""
         results = [r for r in report.results if r.epoch == report.results[0].epoch]
         columns = [words_of(result, results) for result in results]
         cells = {}
         stds = {}
         for result, column in zip(results, columns, strict=True):
             place = (result.network, column)
-            # of several protocols, as evaluations with other settings leave them, the first counts
+            # later evaluations may have added other protocols: the first counts
             if place in cells:
                 continue
             cells[place] = result.test_accuracy.mean
@@ -74,7 +74,7 @@ class Matrix:
         return NOTHING if value is None else f"{value:.3f}"
 
     def _mean(self, column: str) -> str:
-        """Mean over networks; none where a network lacks the column."""
+        """Mean over networks; None if a network lacks the column."""
         values = [self.cells.get((network, column)) for network in self.networks]
         known = [value for value in values if value is not None]
         return f"{fmean(known):.3f}" if len(known) == len(values) else NOTHING
@@ -107,7 +107,7 @@ class Matrix:
 
 
 def words_of(result: SetResult, results: Iterable[SetResult]) -> str:
-    """Name of a result's set, with labels and augmentation where they are not the protocol's own.
+    """Name of a result's set, with labels and augmentation if they differ from the protocol's own.
 
     Args:
         result: one result.
@@ -122,6 +122,6 @@ def words_of(result: SetResult, results: Iterable[SetResult]) -> str:
     words = Variant(result.set, hard, result.augmented).words
     if result.set == EQUAL_STORAGE:
         first = next(one for one in results if one.set == EQUAL_STORAGE)
-        # later ones belong to an evaluation that needs other labels
+        # later results are of evaluations whose labels take a different number of bytes
         words += "" if result.bytes == first.bytes else f", {result.bytes or 0:,} bytes"
     return words

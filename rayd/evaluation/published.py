@@ -1,4 +1,4 @@
-"""The paper's number beside a result: only where the settings that made it are the recipe's."""
+"""Published numbers for comparison with results that have the recipe's settings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ IMMATERIAL = (
     "evaluation.protocol",
     "evaluation.whole_epochs",
 )
-"""Settings that may differ from the recipe's: they repeat a result, or add others beside it."""
+"""Settings that may differ from the recipe's: they only repeat a result, or add other results."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published result that a result is compared with."""
+    """Published result for comparison."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -47,10 +47,10 @@ class Published:
 
     @classmethod
     def beside(cls, recipe: Recipe, network: str) -> Self | None:
-        """The paper's number for a result of a recipe with a network.
+        """The paper's number to show with a result of a recipe and a network.
 
-        None if the recipe has none, if the run departs from the recipe, or if the network is
-        another than that of the paper, which is the recipe's first.
+        None if the recipe has none, if the run departs from the recipe, or if the network is not
+        the paper's, which is the recipe's first.
         """
         paper = recipe.published
         if paper is None or departures(recipe):
@@ -70,9 +70,9 @@ class Published:
 
 
 def own_recipe(recipe: Recipe) -> Recipe:
-    """The built-in recipe that a run stands on, or the run's own where there is none.
+    """The built-in recipe that a run is based on, or the run's own if there is none.
 
-    A file of one's own, or a sweep, names its runs otherwise but keeps the number of a cell.
+    User files and sweeps rename their runs but keep the paper's number.
     """
     if recipe.name in recipes.names():
         return recipes.resolve(recipe.name)
@@ -86,10 +86,10 @@ def own_recipe(recipe: Recipe) -> Recipe:
 
 
 def departures(recipe: Recipe) -> tuple[str, ...]:
-    """Settings, by dotted key, in which a run differs from the built-in recipe that names it.
+    """Settings, by dotted key, in which a run differs from its built-in recipe.
 
-    Those that change no result are left out (`IMMATERIAL`), as are a precision that the machine
-    chose and more students than the recipe's.
+    Immaterial ones are left out (`IMMATERIAL`), as are precisions that the machine chose, and more
+    students than the recipe's.
     """
     ours = flat(recipe.model_dump(mode="json"))
     theirs = flat(own_recipe(recipe).model_dump(mode="json"))
@@ -97,7 +97,7 @@ def departures(recipe: Recipe) -> tuple[str, ...]:
 
 
 def is_immaterial(key: str) -> bool:
-    """Whether a setting, by dotted key, changes no result beyond its repetition; `IMMATERIAL`."""
+    """Whether results of different values of a setting, by dotted key, are comparable."""
     return any(key == name or key.startswith(f"{name}.") for name in IMMATERIAL)
 
 

@@ -1,4 +1,4 @@
-"""Remarks on a report that its numbers do not show, such as students that learned nothing."""
+"""Remarks on a report beyond its numbers, for example on students that learned nothing."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def _below_random(report: Report, recipes: Iterable[str]) -> Iterator[str]:
             "The distilled images are below random ones of the same budget "
             f"({_compared(distilled, random)}{_circumstances(report, distilled)}){remedy}."
         )
-        # once is enough
+        # one such remark is enough
         remedy = ""
 
 
 def _below_equal_storage(report: Report) -> Iterator[str]:
-    # the first of an architecture has the protocol's own labels, whose storage is counted
+    # an architecture's first result has the protocol's own labels, whose storage is counted
     seen: set[tuple[str, str]] = set()
     for result in report.results:
         place = (result.network, result.epoch)
@@ -103,7 +103,7 @@ def _compared(result: SetResult, other: SetResult) -> str:
 
 
 def _circumstances(report: Report, result: SetResult) -> str:
-    """Labels and augmentation of a result, where those of others differ."""
+    """Labels and augmentation of a result, if other results have different ones."""
     parts = []
     if len({one.label_kind for one in report.results if one.set == "distilled"}) > 1:
         parts.append(f"{result.label_kind} labels")
@@ -117,24 +117,24 @@ def _above_whole(results: Sequence[SetResult]) -> Iterator[str]:
         if whole.head_accuracy is not None and _is_below(whole, random):
             yield (
                 f"Random images are above the whole set with {random.network}, because they are "
-                "balanced: as many of each class, where the whole set has a long tail."
+                "balanced, while the whole set has a long tail."
             )
 
 
 def _out_of_range(report: Report) -> Iterator[str]:
     if report.pixel_range is not None and not report.pixel_range.fits:
         yield (
-            f"Of the distilled images, {report.pixel_range.text()}: as images of 8 bits they would "
-            "be others; export them to npz, Parquet or safetensors."
+            f"Of the distilled images, {report.pixel_range.text()}: 8-bit images would clip them; "
+            "export them to npz, Parquet or safetensors."
         )
 
 
 def _pairs(
     results: Sequence[SetResult], first: str, second: str
 ) -> Iterator[tuple[SetResult, SetResult]]:
-    """Yield pairs of results of two sets under the same protocol, labels apart from learned ones.
+    """Yield pairs of results of two sets under the same protocol, disregarding learned labels.
 
-    Of several results of the second set that fit, the first counts.
+    If several results of the second set fit, the first counts.
 
     A set with learned labels is paired with real images under their hard ones.
     """
@@ -159,7 +159,7 @@ def _is_below(result: SetResult, other: SetResult) -> bool:
 
 
 def _remedy(report: Report, recipes: Iterable[str]) -> str:
-    """Suggest a recipe for this method and data if there is one, or other settings."""
+    """Suggest a recipe for this method and data, or else other settings."""
     fitting = re.compile(rf"{re.escape(report.method)}-{re.escape(report.data)}(-.*)?")
     names = sorted(name for name in recipes if name != report.recipe and fitting.fullmatch(name))
     same_budget = [name for name in names if name.endswith(f"-ipc{report.ipc}")]

@@ -1,6 +1,6 @@
 """Report of an evaluation: the content of `evaluation.json`.
 
-Its results are those of `rayd.evaluation.set_result`; `rayd.evaluation.report_text` shows it.
+Results are defined in `rayd.evaluation.set_result`; `rayd.evaluation.report_text` formats reports.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FILE = "evaluation.json"
 """File name of a report."""
 
 ROUNDING = 1e-6
-"""Largest difference between equal accuracies in a file that somebody rounded."""
+"""Largest difference that is attributed to manual rounding of accuracies in a file."""
 
 ORDER = (
     DISTILLED,
@@ -81,13 +81,11 @@ class Report:
     sets in that of `ORDER`.
     """
     real_data: Mapping[str, Any] | None = None
-    """What was read of the real data, see `rayd.data.summary`; None for older reports."""
+    """Description of the real data as read, see `rayd.data.summary`; None in older reports."""
     pixel_range: PixelRange | None = None
-    """Where the values of the distilled images lie; None in reports of older versions."""
+    """Range of the distilled images' values; None in reports of older versions."""
     scores: tuple[Scores, ...] = ()
-    """What the accuracies are worth beside the baselines, for every architecture and tested
-    epoch.
-    """
+    """Scores relative to the baselines, for every architecture and tested epoch."""
     departures: tuple[str, ...] = ()
     """Settings, by dotted key, in which runs or evaluations differ from the built-in recipe."""
 
@@ -105,8 +103,9 @@ class Report:
     def to_pandas(self) -> Any:
         """A pandas `DataFrame` with a row for each set, architecture and tested epoch.
 
-        Students under other labels, without augmentation or of another protocol have rows of their
-        own, which the columns `labels`, `augmented` and `protocol` tell apart. Accuracies are fractions in [0, 1].
+        Students under other labels, without augmentation or of another protocol have separate rows,
+        which the columns `labels`, `augmented` and `protocol` distinguish. Accuracies are fractions
+        in [0, 1].
         """
         import pandas
 
@@ -139,7 +138,7 @@ class Report:
             long_tailed = True
         named = departures(recipe)
         if "ended_at_step" in distilled.card:
-            # a callback ended the synthesis: settings do not say so
+            # a callback ended the synthesis, which the settings do not show
             named = (*named, "callbacks")
         results = []
         for (_, variant, _), group in groups.items():
@@ -147,8 +146,7 @@ class Report:
             kind = _labels_on(variant, recipe, distilled)
             size = _bytes_on(variant, kind, distilled)
             result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind, size)
-            # papers print one number: that of the protocol's own labels and of its first tested
-            # epoch
+            # a paper's number is for the protocol's own labels and its first tested epoch
             is_first = result.epoch == recipe.evaluation.epoch[0]
             if variant == Variant(DISTILLED) and is_first and not named:
                 result = replace(result, paper=Published.beside(recipe, result.network))
@@ -171,18 +169,19 @@ class Report:
         """Combine with a newer report of the same set, whose results take precedence."""
         by_key = {result.key: result for report in (self, newer) for result in report.results}
         for result in newer.results:
-            # reports of older versions do not say how many bytes they compared with
+            # reports of older versions do not record the number of bytes of `equal-storage`
             if result.set == EQUAL_STORAGE and result.bytes is not None:
                 by_key.pop(replace(result, bytes=None).key, None)
         results = _ordered(by_key.values())
-        # one of them may count teachers or stored labels, the other judge the images alone
+        # one of them may count teachers or stored labels, and the other only images
         largest = max(self, newer, key=lambda report: sum(report.storage_bytes.values()))
         return replace(
             newer,
             storage_bytes=largest.storage_bytes,
             seconds={**self.seconds, **newer.seconds},
             results=results,
-            # of the merged results: a baseline of one report and a set of the other make a score
+            # from the merged results, as a score may combine a baseline of one report with a set of
+            # the other
             scores=scores_of(results),
             departures=tuple(dict.fromkeys((*self.departures, *newer.departures))),
         )
@@ -280,7 +279,7 @@ def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
     def key(result: SetResult) -> tuple[Any, ...]:
         rank = order.get(result.set, len(ORDER))
         network = networks.index(result.network)
-        # the protocol's own labels first; images of equal storage have hard ones anyway
+        # the protocol's own labels first; images of equal storage always have hard ones
         own = result.taught or not is_soft
         if result.set == DISTILLED and not is_soft:
             own = result.label_kind == "learned" or not is_learned
@@ -290,7 +289,7 @@ def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
 
 
 def _agree(given: Sequence[Scores], computed: Sequence[Scores]) -> bool:
-    """Whether scores are equal but for rounding."""
+    """Whether scores are equal up to rounding."""
     if len(given) != len(computed):
         return False
     for one, other in zip(given, computed, strict=True):
@@ -324,7 +323,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _labels_on(
     variant: Variant, recipe: Recipe, distilled: Distilled
 ) -> Literal["hard", "soft", "learned"]:
-    """Kind of the labels that students of a variant learn from."""
+    """Kind of labels that students of a variant are trained with."""
     if variant.hard_labels or variant.set == EQUAL_STORAGE:
         return "hard"
     if recipe.labels.kind != "hard":
@@ -334,7 +333,7 @@ def _labels_on(
 
 
 def _bytes_on(variant: Variant, labels: str, distilled: Distilled) -> int | None:
-    """Bytes that a set of a variant takes, see `SetResult.bytes`."""
+    """Bytes of a variant's set, see `SetResult.bytes`."""
     if variant.set not in (DISTILLED, EQUAL_STORAGE):
         return None
     storage = distilled.storage

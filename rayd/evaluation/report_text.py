@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 WORDS = {"random": "random images", "whole": "the whole set"}
 """Baselines in sentences."""
 SHOWN_DEPARTURES = 6
-"""Number of settings that are named where a run differs from its recipe."""
+"""Maximum number of settings to list if a run differs from its recipe."""
 
 
 class ReportText:
-    """A report in words.
+    """Formats a report as text.
 
     Args:
         report: the report.
@@ -57,11 +57,11 @@ class ReportText:
         return list(dict.fromkeys(result.network for result in self._report.results))
 
     def _below(self) -> list[str]:
-        """Everything under the table but the protocol."""
+        """Everything below the table except the protocol."""
         return [*self._papers(), *self.score_lines(), *self._read(), *self._report.remarks()]
 
     def _papers(self) -> list[str]:
-        """The paper's number beside results of its settings, or which settings are others."""
+        """The paper's number for results with its settings, or else the settings that differ."""
         found = {result.network: result.paper for result in self._report.results if result.paper}
         networks = self._networks()
         lines = []
@@ -76,7 +76,7 @@ class ReportText:
         return lines
 
     def score_lines(self) -> list[str]:
-        """A line of scores for every architecture and tested epoch, and what they mean."""
+        """A line of scores for every architecture and tested epoch, and explanations."""
         lines = []
         shown = dict.fromkeys(
             name for scores in self._report.scores for name in scores.cells() if name in EXPLAINED
@@ -95,7 +95,7 @@ class ReportText:
         return lines
 
     def _missing(self) -> str | None:
-        """What the scores lack, and the setting that adds it; None if nothing."""
+        """Sentence on missing scores and the setting that adds them; None if none are missing."""
         lacking = self._lacking()
         if not lacking:
             return None
@@ -111,7 +111,7 @@ class ReportText:
         )
 
     def _lacking(self) -> list[str]:
-        """Baselines that a network or tested epoch has no result of, beside the distilled set."""
+        """Baselines without a result for some network and tested epoch of the distilled set."""
         results = self._report.results
         beside: set[tuple[str, str, str]] = set()
         for result in results:
@@ -125,7 +125,7 @@ class ReportText:
         return [name for name in WORDS if any((name, *place) not in beside for place in places)]
 
     def _read(self) -> list[str]:
-        """Clause about the real images, if it is known."""
+        """Description of the real images, if known."""
         if self._report.real_data is None:
             return []
         return [f"real data: {DataSummary.from_json(self._report.real_data).brief()}"]
@@ -142,14 +142,14 @@ class ReportText:
         """Cells by column; if random images were not evaluated, a row states that."""
         results = self._report.results
         evaluated = {(result.set, result.network, result.epoch) for result in results}
-        # if some accuracies have a mark, the others are padded, so that digits stay aligned
+        # if some accuracies are marked, the others are padded to keep digits aligned
         blank = " " * (len(MARK) + 1) if any(map(at_chance, results)) else ""
         rows: list[Row] = []
         several_labels = len({result.label_kind for result in results}) > 1
         for result in results:
             protocol = result.protocol
             if several_labels:
-                # a column of its own says so
+                # a separate column shows it
                 protocol = protocol.removeprefix(f"{result.label_kind}-label").lstrip(", ")
             mark = f" {MARK}" if at_chance(result) else blank
             rows.append(
@@ -174,7 +174,7 @@ class ReportText:
 
 
 def _set_words(result: SetResult, results: Sequence[SetResult]) -> str:
-    """Name of a set; of equal storage with its bytes, where there are several."""
+    """Name of a set; that of `equal-storage` includes its bytes if they vary."""
     sizes = {one.bytes for one in results if one.set == EQUAL_STORAGE}
     if result.set != EQUAL_STORAGE or len(sizes) < 2 or result.bytes is None:
         return result.set

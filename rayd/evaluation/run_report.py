@@ -1,7 +1,7 @@
-"""The report of a run together with that of the set it made.
+"""The report of a run, merged with that of its distilled set.
 
-A run writes a report into its own directory. What is evaluated later, by `rayd evaluate` on the set,
-is added to a report beside the set.
+A run writes a report into its own directory. Later evaluations by `rayd evaluate` are added to a
+report next to the set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rayd.evaluation.report import Report
 
 
 def report_of(directory: Path, skip_damaged: bool = False) -> Report | None:
-    """The report of a run, with the results that were added to its set; None if there is none.
+    """The report of a run, including results that were added to its set; None if there is none.
 
     Args:
         directory: of the run.
@@ -31,9 +31,9 @@ def report_of(directory: Path, skip_damaged: bool = False) -> Report | None:
 
 
 def report_of_set(directory: Path) -> Report | None:
-    """The report of a distilled set, with that of the run that made it; None if there is none.
+    """The report of a distilled set, including that of its run; None if there is none.
 
-    A set that was saved elsewhere inside a run's directory is another than the run's.
+    A set that was saved elsewhere in a run's directory does not count as the run's.
 
     Args:
         directory: of the set.

@@ -1,4 +1,4 @@
-r"""Scores of a distilled set beside its baselines, on fractions.
+r"""Scores of a distilled set relative to its baselines, computed from fractions.
 
 With the mean test accuracies A of students trained on the set (syn), on random real images of the
 same budget (rdm), drawn anew for each student, and on the whole training set (real):
@@ -131,34 +131,34 @@ class Scores:
     epoch: str
     """Tested epoch: `last` or `validation-best`."""
     ior: Difference | None = None
-    """Distilled above random images, under the protocol's own labels."""
+    """Distilled minus random images, under the protocol's own labels."""
     hard_ior: Difference | None = None
-    """The same under hard labels, where the own ones are soft."""
+    """The same under hard labels, if the protocol's own are soft."""
     hlr: Difference | None = None
-    """Whole set above the distilled one, both under hard labels."""
+    """Whole set minus distilled one, both under hard labels."""
     over_equal_storage: Difference | None = None
-    """Distilled above random real images of as many bytes."""
+    """Distilled minus random real images of the same number of bytes."""
     plain_ior: Difference | None = None
-    """Distilled above random images, without augmentation."""
+    """Distilled minus random images, without augmentation."""
     lrs: _Unit | None = None
     """Label-robust score with w = `EQUAL_WEIGHT`."""
     ars: _Unit | None = None
     """Augmentation-robust score with gamma = `EQUAL_WEIGHT`."""
 
     def label_robust(self, weight: float) -> float | None:
-        """LRS with another weight of the IOR; None where a set was not evaluated."""
+        """LRS with another weight of the IOR; None if a set was not evaluated."""
         if self.ior is None or self.hlr is None:
             return None
         return label_robust_score(self.ior.mean, self.hlr.mean, weight)
 
     def augmentation_robust(self, weight: float) -> float | None:
-        """ARS with another weight of the augmented IOR; None where a set was not evaluated."""
+        """ARS with another weight of the augmented IOR; None if a set was not evaluated."""
         if self.ior is None or self.plain_ior is None:
             return None
         return augmentation_robust_score(self.ior.mean, self.plain_ior.mean, weight)
 
     def cells(self) -> dict[str, str]:
-        """The scores that are known, formatted, by name."""
+        """The available scores, formatted, by name."""
         gaps = {
             "IOR": self.ior,
             "IOR with hard labels": self.hard_ior,
@@ -176,8 +176,8 @@ def scores_of(results: Iterable[SetResult], mixed: bool = False) -> tuple[Scores
     """Compute the scores of every architecture and tested epoch that has any.
 
     Args:
-        results: of a report. Later evaluations may have added some under other protocols: only
-            results of one protocol are compared, the first that has both.
+        results: of a report. Later evaluations may have added other protocols: only results of the
+            same protocol are compared, the first for which both sets have one.
         mixed: compare the first results whatever their protocols, as older versions did.
     """
     groups: dict[tuple[str, str], list[SetResult]] = {}
@@ -207,7 +207,7 @@ class _ResultsByLabels:
             name: of the set.
             hard: whether labels must be hard.
             own: whether labels must be the protocol's own.
-            augmented: whether students saw augmented images.
+            augmented: whether students were trained on augmented images.
         """
         found = []
         for result in self._results:
@@ -221,7 +221,7 @@ class _ResultsByLabels:
         return found
 
     def beside(self, result: SetResult | None, others: Sequence[SetResult]) -> SetResult | None:
-        """The first of other results that has the protocol of this one; None without it."""
+        """The first of the other results with this one's protocol; None if there is none."""
         if result is None:
             return None
         fitting = (one for one in others if self._mixed or result.same_protocol(one))
@@ -230,8 +230,8 @@ class _ResultsByLabels:
     def first(
         self, candidates: Sequence[SetResult], *preferred: Sequence[SetResult]
     ) -> SetResult | None:
-        """The first candidate that has a result of its protocol among the first of the preferred
-        ones, or else among the second, and so on; or the first of all.
+        """The first candidate whose protocol also occurs among the most preferred results, or else
+        among the next, and so on; if there is none, the first candidate.
         """
         for others in preferred:
             for one in candidates:
@@ -251,7 +251,7 @@ def _scores_of_network(network: str, epoch: str, results: _ResultsByLabels) -> S
         candidates = results.all(DISTILLED, hard=True)
         same = results.beside(own, candidates)
         hard = results.first(candidates if same is None else [same, *candidates], whole)
-    # under hard labels it would say the same as the first
+    # if the protocol has hard labels, it would equal the first
     hard_random = results.beside(hard, results.all("random", hard=True))
     plain = results.all(DISTILLED, own=True, augmented=False)
     plain_random = results.all("random", own=True, augmented=False)
@@ -273,7 +273,7 @@ def _scores_of_network(network: str, epoch: str, results: _ResultsByLabels) -> S
 
 
 def _gap(first: SetResult | None, second: SetResult | None) -> Difference | None:
-    """The first minus the second; None where one was not evaluated."""
+    """The first minus the second; None if one was not evaluated."""
     if first is None or second is None:
         return None
     return Difference.of(first, second)

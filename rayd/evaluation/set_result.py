@@ -1,7 +1,7 @@
 """Results of students: the accuracies of one architecture on one set.
 
-Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n -
-1) over students, and absent for a single one. If the training set was cut to a long tail, or its
+Accuracies are fractions of the test images. Standard deviations are sample ones (divisor n - 1)
+over students, and absent for a single student. If the training set was cut to a long tail, or its
 largest class has at least twice the images of its smallest, head classes are those with at least
 the median number of images, and tail classes the others; where the numbers are unknown, the first
 and second half of the classes, as for the exponential profile of `data.imbalance`.
@@ -89,18 +89,18 @@ class SetResult:
     images. None in reports of older versions.
     """
     augmented: bool = True
-    """Whether students saw what the protocol's augmentation makes of the images."""
+    """Whether students were trained with the protocol's augmentation."""
     paper: Published | None = None
     """Published number of the same settings, for a distilled set."""
     devices: tuple[str, ...] = ()
     """Kinds of device that trained the students; empty in reports of older versions."""
     bytes: int | None = None
-    """Of a distilled set with what its labels need, and of such a set for real images of equal
-    storage; None for other sets, and in reports of older versions.
+    """Bytes of a distilled set, including those that its labels need, or, for `equal-storage`, of
+    the distilled set that it equals; None for other sets, and in reports of older versions.
     """
     confusion: tuple[tuple[int, int, Fraction], ...] = ()
-    """Mistakes, the most frequent first: class, class that it was taken for, and the share of the
-    class's test images, a mean over students. Empty in reports of older versions.
+    """Mistakes, the most frequent first: true class, predicted class, and the share of the class's
+    test images, averaged over students. Empty in reports of older versions.
     """
 
     @classmethod
@@ -117,7 +117,8 @@ class SetResult:
         """Summarise at least one student of the same architecture and selection.
 
         Args:
-            variant: what they were trained on; a name stands for a set under the protocol as it is.
+            variant: what they were trained on; a name stands for a set under the unmodified
+                protocol.
             students: students of one architecture and selection, in any order.
             protocol: description of the training protocol.
             long_tailed: whether the real training set is long-tailed.
@@ -126,7 +127,7 @@ class SetResult:
             bytes: see the field.
         """
         variant = Variant.of(variant)
-        # they come in the order in which they ended, and scores pair them by seed
+        # students arrive in the order in which they finish, but scores pair them by seed
         students = sorted(students, key=lambda student: student.seed)
         runs_by_class = zip(*(student.per_class for student in students), strict=True)
         per_class = tuple(_mean(runs) for runs in runs_by_class)
@@ -156,7 +157,7 @@ class SetResult:
 
     @property
     def is_on_validation(self) -> bool:
-        """Whether `test_accuracy` and the like are of the validation split, as in a sweep's trials."""
+        """Whether `test_accuracy` etc. are of the validation split, as in a sweep's trials."""
         return self.protocol.endswith(ON_VALIDATION)
 
     @property
@@ -166,17 +167,17 @@ class SetResult:
 
     @property
     def training(self) -> tuple[tuple[str, ...], str]:
-        """The protocol without what comes with labels, a learned step size or the machine: its
-        parts, and the epochs.
+        """The protocol's parts without those that depend on labels, a learned step size or the
+        machine, and the epochs.
         """
         return _training_words(self.protocol)
 
     def same_protocol(self, other: SetResult) -> bool:
-        """Whether students differ in the set and its labels alone, as far as reports say it.
+        """Whether students differ only in the set and its labels, as far as reports show.
 
-        Labels come with a loss, learned images with a step size, and the whole set and that of equal
-        storage with epochs of their own; precisions differ by machine. These may differ. Images of
-        equal storage fit a set of as many bytes alone.
+        Losses (which come with labels), learned step sizes, epochs of the whole set and of equal
+        storage, and precisions (which depend on the machine) may differ. Images of equal storage
+        only match sets of the same number of bytes.
         """
         sizes = {self.bytes, other.bytes} - {None}
         if EQUAL_STORAGE in {self.set, other.set} and len(sizes) > 1:
@@ -188,14 +189,14 @@ class SetResult:
 
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...], int]:
-        """Key that is unique within a report."""
-        # teachers and stored labels count or do not, by the labels of an evaluation
+        """Key of the result, unique within a report."""
+        # whether bytes include teachers or stored labels depends on the labels of an evaluation
         size = (self.bytes or 0) if self.set == EQUAL_STORAGE else 0
         return self.set, self.network, self.protocol, self.epoch, self.seeds, size
 
 
 def _training_words(protocol: str) -> tuple[tuple[str, ...], str]:
-    """Parts of a description of a protocol, but those of labels; and that of epochs by itself.
+    """Parts of a description of a protocol, except those of labels; and that of epochs.
 
     >>> _training_words("soft-label, 300 epochs, flip, cutmix, kl T=20, optimizer adamw")
     (('flip', 'cutmix', 'optimizer adamw'), '300 epochs')

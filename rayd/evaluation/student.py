@@ -15,9 +15,9 @@ With soft labels, teachers label each mixed batch (`rayd.training.teacher_labels
 a directory. With `labels.seed` set, online and stored labels give the same student: bit for bit if
 both are computed on one device.
 
-Draws derive from (seed, purpose, epoch, batch), independent of what ran before, so a student
-resumed from its checkpoint gives the same result as an uninterrupted one: bit for bit on the CPU
-with the same number of threads.
+Draws derive from (seed, purpose, epoch, batch) only, so a student that is resumed from its
+checkpoint gives the same result as an uninterrupted one: bit for bit on the CPU with the same
+number of threads.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from rayd.training.trainer import Trainer
 from rayd.training.training_run import Subject, TrainingRun, resumed_together
 
 MOST_CONFUSIONS = 400
-"""Most pairs of classes in a result: all of 20 classes, the most frequent of more."""
+"""Maximum number of pairs of classes in a result: all of 20 classes, the most frequent of more."""
 
 HARD = LabelSettings()
 """Training with the images' own labels."""
@@ -79,10 +79,10 @@ class StudentResult:
     selection: str
     """Selection of the tested weights: `last` or `validation-best`."""
     device: str | None = None
-    """Kind of device that trained it: `cpu`, `cuda` or `mps`; None if that is not known."""
+    """Kind of device that trained it: `cpu`, `cuda` or `mps`; None if unknown."""
     confusion: tuple[tuple[int, int, float], ...] = ()
-    """Mistakes on the test split, the most frequent first: class, class that it was taken for, and
-    the share of the class's test images; at most `MOST_CONFUSIONS`. Empty in older results.
+    """Mistakes on the test split, the most frequent first: true class, predicted class, and the
+    share of the class's test images; at most `MOST_CONFUSIONS`. Empty in older results.
     """
 
     def to_json(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def train(
     student.check()
     training_run = resumed_together(student.training_run, checkpoint, parallelism)
     yield from training_run.run(checkpoint if parallelism.leads else None)
-    # others have the same weights, and nobody asks them
+    # the other processes have the same weights, but do not report them
     if not parallelism.leads:
         return
     yield from student.results(training_run, test)
@@ -193,7 +193,7 @@ def train(
 
 @dataclass(frozen=True, eq=False)
 class _Student:
-    """Arguments of `train`, and what is built from them."""
+    """Arguments of `train`, and objects that are built from them."""
 
     training: TrainingSet
     network: NetworkSettings
@@ -210,7 +210,7 @@ class _Student:
     parallelism: Parallelism
 
     def check(self) -> None:
-        """Reject arguments that do not fit each other."""
+        """Reject inconsistent arguments."""
         kind = self.labels.kind
         loss = self.settings.loss
         if "validation-best" in self.settings.epoch and self.validation is None:
@@ -310,8 +310,7 @@ class _Student:
         if self.stored is not None:
             return Replay(self.stored, self.settings, self.shape)
         seed = self.seed
-        # the seed of stored labels, so that online ones are drawn in the same order, crops and
-        # mixes
+        # the seed of stored labels, so that online ones have the same order, crops and mixes
         if self.labels.kind == "online" and self.labels.seed is not None:
             seed = self.labels.seed
         return Draws(self.settings, len(self.training), self.shape, seed)
@@ -344,19 +343,19 @@ def _per_class(right: Tensor, labels: Tensor, classes: int) -> tuple[float | Non
 def _confusion(
     predicted: Tensor, labels: Tensor, classes: int
 ) -> tuple[tuple[int, int, float], ...]:
-    """Mistakes as (class, class that it was taken for, share of the class's images).
+    """Mistakes as (true class, predicted class, share of the class's images).
 
     >>> _confusion(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1]), 2)
     ((0, 1, 0.5),)
     """
     wrong = predicted != labels
-    # a pair as one number: far fewer pairs occur than there are, of many classes
+    # a pair is encoded as one number: with many classes, only few of all pairs occur
     pairs, counts = torch.unique((labels * classes + predicted)[wrong], return_counts=True)
     totals = labels.bincount(minlength=classes)
     found = []
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         label, taken_for = divmod(pair, classes)
         found.append((label, taken_for, count / int(totals[label])))
-    # the order of classes decides between equal shares
+    # ties are broken by the order of classes
     found.sort(key=lambda mistake: -mistake[2])
     return tuple(found[:MOST_CONFUSIONS])

@@ -1,4 +1,4 @@
-"""Tables of reports: columns that distinguish rows, and common values once below.
+"""Tables of reports: columns for values that differ, and footnotes for common values.
 
 A table is at most `WIDTH` characters wide, unless names of networks are too long. Rows are mappings
 by column; missing values are shown as `-`.
@@ -117,7 +117,7 @@ def _without(row: Row, shared: Sequence[str]) -> str:
 
 
 def _differs(name: str, rows: Sequence[Row]) -> bool:
-    """Whether a column is informative: it has different values, if any."""
+    """Whether a column is informative: its values differ, or, for head and tail, it has any."""
     values = {row.get(name, NOTHING) for row in rows} - {NOTHING, ""}
     return len(values) > 1 or (name in ("head", "tail") and bool(values))
 

@@ -1,7 +1,7 @@
-"""Training sets of an evaluation, each under the protocol's labels or others for comparison.
+"""Training sets of an evaluation, with the protocol's labels and augmentation or others.
 
 Soft labels and augmentation explain much of what distilled sets reach ("DD-Ranking", Li et al.
-2025), so beside the protocol's own students stand others of the same sets without them.
+2025), so students without them are trained on the same sets for comparison.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ EQUAL_STORAGE = "equal-storage"
 
 @dataclass(frozen=True)
 class Variant:
-    """A training set, and what its students do differently from the protocol."""
+    """A training set, and the deviations of its students from the protocol."""
 
     set: str
     """`distilled`, or the name of a baseline."""
     hard_labels: bool = False
     """Train on hard labels, under a protocol of soft ones."""
     augmented: bool = True
-    """Augment and mix as the protocol says; else not at all."""
+    """Augment and mix as in the protocol; else not at all."""
 
     @classmethod
     def of(cls, name: str | Variant) -> Variant:
-        """The variant itself, or a set by name under the protocol as it is."""
+        """The variant itself, or for a name, that set under the unmodified protocol."""
         return name if isinstance(name, Variant) else cls(name)
 
     @property
@@ -47,7 +47,7 @@ class Variant:
 
     @property
     def is_comparison(self) -> bool:
-        """Whether it belongs to `evaluation.comparisons`, not to the protocol and its baselines."""
+        """Whether it is one of `evaluation.comparisons`, as opposed to a baseline."""
         return self.hard_labels or not self.augmented or self.set == EQUAL_STORAGE
 
     def applied(self, protocol: EvaluationSettings) -> EvaluationSettings:
@@ -66,7 +66,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class _Comparisons:
-    """What a recipe compares, apart from the sets themselves."""
+    """Properties of a recipe that determine which comparisons apply."""
 
     soft: bool
     """Whether the protocol has soft labels by teachers."""
@@ -80,7 +80,7 @@ class _Comparisons:
         settings = recipe.evaluation
         views = bool(settings.augmentation or settings.transform.summary or settings.mix != "none")
         soft = recipe.labels.kind != "hard"
-        # teachers label every batch, whatever labels the images have
+        # online teachers label every batch, whatever labels the images have
         return cls(soft, learned and not soft, views)
 
 
@@ -96,14 +96,14 @@ def variants(recipe: Recipe, learned_labels: bool) -> list[Variant]:
     names = [DISTILLED, *recipe.evaluation.baselines]
     found = [Variant(name) for name in names]
     if len(names) == 1:
-        # who asks for no baselines wants the set alone
+        # an empty list of baselines means that only the set is evaluated
         return found
     if "hard-labels" in wanted and has.soft:
         found += [Variant(name, hard_labels=True) for name in names]
     elif "hard-labels" in wanted and has.learned:
         found.append(Variant(DISTILLED, hard_labels=True))
     if "equal-storage" in wanted:
-        # real images bring their labels along, which cost nothing
+        # hard labels of real images take no storage
         found.append(Variant(EQUAL_STORAGE, hard_labels=has.soft))
     if "no-augmentation" in wanted and has.augmented:
         found += [Variant(name, augmented=False) for name in names if name in (DISTILLED, "random")]

@@ -246,7 +246,7 @@ class Method(ABC):
 
     @property
     def trajectory_objective(self) -> TrajectoryObjective | None:
-        """How students follow experts, beside the terms; None where they do not."""
+        """Trajectory matching, in addition to the terms; None for methods without it."""
         return None
 
     def check(self) -> None:
@@ -336,10 +336,10 @@ class Method(ABC):
     @cached_property
     def _terms(self) -> dict[NetworkGroup, tuple[Term, ...]]:
         """The terms of each group; every step of the synthesis asks for them."""
-        return {
-            group: tuple(term for term in self.terms if self.group_of(term) == group)
-            for group in NETWORK_GROUPS
-        }
+        found = {}
+        for group in NETWORK_GROUPS:
+            found[group] = tuple(term for term in self.terms if self.group_of(term) == group)
+        return found
 
     def terms_of(self, group: NetworkGroup) -> tuple[Term, ...]:
         """The terms that are computed in one group of networks."""

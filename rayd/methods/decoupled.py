@@ -63,7 +63,7 @@ SQUEEZE: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "schedule": {"name": "constant"},
 }
-"""How G-VBSM and EDC train observers on small images."""
+"""Training of observers on small images in G-VBSM and EDC."""
 
 
 def family(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from rayd.methods.base import Method
 from rayd.objectives import GradientMatching, Term
 
 AUGMENTATION = "color+crop+cutout"
-"""What real and synthetic images go through."""
+"""Augmentation of real and synthetic images."""
 STEP = 0.005 / 10 * 16
 """Step size of normalised images for one image a class."""
 

@@ -67,7 +67,7 @@ DEFAULTS = family(
         },
     }
 )
-"""How both methods of the paper make images on CIFAR and judge them."""
+"""Settings of the synthesis and the evaluation on CIFAR for both methods of the paper."""
 
 
 class SpectralFiltering(Method):

@@ -121,10 +121,9 @@ class FeatureExtractor(nn.Module):
 
         with _recording(self.network, {call.port for call in requested}, record):
             logits = self.network(images)
-        layers = {
-            role: tuple(_shaped(role, recorded[call]) for call in calls)
-            for role, calls in self._calls.items()
-        }
+        layers = {}
+        for role, calls in self._calls.items():
+            layers[role] = tuple(_shaped(role, recorded[call]) for call in calls)
         return Observation(logits, layers, images)
 
     def layers(self, role: LayerRole) -> list[str]:

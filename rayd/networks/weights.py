@@ -40,7 +40,7 @@ OLD_NAMES = (
 )
 """Renamed tensors: patterns of names in torchvision's files, and their current names."""
 COMPILED = "_orig_mod."
-"""What `torch.compile` puts before the names of a module, the whole network or a part."""
+"""Prefix that `torch.compile` adds to names, of the whole network or of a part."""
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of files that torch wrote before version 1.6, which are no archives."""
 

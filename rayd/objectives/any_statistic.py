@@ -35,7 +35,7 @@ class StatisticMatching(StatisticTerm):
     role: LayerRole = LayerRole.FEATURES
     """Role of the layers that it is taken of."""
     transform: str = "Flat"
-    """How feature maps become feature vectors: `Flat`, `Channels`, `Vectors`, or an own one."""
+    """Transform of feature maps to feature vectors: `Flat`, `Channels`, `Vectors`, or your own."""
 
     @property
     def spec(self) -> StatisticSpec:

@@ -23,7 +23,7 @@ from rayd.transfer import upload
 
 
 class PartSummary(NamedTuple):
-    """What terms need of a part's images, without graph."""
+    """Tensors of a part's images that terms need, detached."""
 
     logits: Tensor
     """Logits (n, classes)."""
@@ -44,7 +44,7 @@ class OtherParts:
     rows: slice
     """Its images."""
     summaries: Sequence[PartSummary]
-    """Of all parts."""
+    """Summaries of all parts."""
 
     def joined(self, own: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Rows of the whole batch: those of this part with their graph."""
@@ -101,7 +101,7 @@ def summary(
     real: Mapping[StatisticSpec, tuple[Statistic, ...]],
     average_logits: Tensor | None,
 ) -> PartSummary:
-    """What the other parts need of a part.
+    """Summary of a part for the other parts.
 
     Args:
         seen: the network's output on the part's images.

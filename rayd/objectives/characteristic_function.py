@@ -60,31 +60,31 @@ class CharacteristicFunctionMatching(Term):
     each observer.
     """
     frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
-    """How many are drawn for each observer."""
+    """Number of frequencies that are drawn for each observer."""
     smoothness: Annotated[float, When(kernel="matern")] = Field(default=1.5, ge=0.25)
-    """`matern`: its nu; below 1/4 single frequencies are beyond all bounds."""
+    """`matern`: its nu; below 1/4 single frequencies become arbitrarily large."""
     mixture: Annotated[float, When(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
     """`rational-quadratic`: its exponent a."""
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
     head_amplitude_weight: float = Field(default=0.8, ge=0, le=1)
-    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and
-    tail classes the converse.
+    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and in
+    tail classes the weights are swapped.
     """
     split: Split = "median"
-    """Which classes are head: those of at least the median size, the larger half, more or less with
-    the logarithm of the size, or all of them alike (`uniform`).
+    """Which classes count as head: those of at least the median size, the larger half, each class
+    to a degree that follows the logarithm of its size, or all equally (`uniform`).
     """
     factor: float = Field(default=2.0, gt=0)
-    """Of amplitude and phase; with 2 and a weight of 1/2 the distance is the squared maximum mean
-    discrepancy.
+    """Factor of the amplitude and phase terms; with 2 and a weight of 1/2 the distance is the
+    squared maximum mean discrepancy.
     """
     root: bool = False
     """Whether the square root is taken, frequency by frequency."""
     over_classes: OverClasses = "mean"
-    """How the values of classes become one."""
+    """Reduction of the values of classes to one."""
     sampling_network: bool = False
-    """Whether a network weighs the frequencies against the synthesis; see
+    """Whether an adversarial network weights the frequencies; see
     `rayd.objectives.frequency_network`.
     """
     sampling_rate: Annotated[float, When(sampling_network=True)] = Field(default=1e-3, gt=0)

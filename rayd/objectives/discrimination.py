@@ -63,7 +63,7 @@ class Discrimination(Term):
 
     @property
     def layer_roles(self) -> frozenset[LayerRole]:
-        """What the classifier reads."""
+        """Input of the classifier."""
         return frozenset({LayerRole.FEATURES})
 
     def __call__(

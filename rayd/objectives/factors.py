@@ -71,8 +71,8 @@ class Group:
         matrices: Sequence[Covariance],
         signals: Sequence[LabelCorrelation] | None,
     ):
-        """Of pooled covariances, one a layer at these places, and label correlations; without
-        these, means are the signal.
+        """Combine pooled covariances, one per layer at these places, and label correlations;
+        without the latter, means are the signal.
         """
         self.places = places
         """Which layers."""
@@ -140,16 +140,13 @@ class Factors:
         signal.
         """
         self.sources = Sources((*matrices, *(signals or ())))
-        """What they were made of."""
+        """The covariances and signals that they were computed from."""
         places: dict[int, list[int]] = {}
         for place, statistic in enumerate(matrices):
             places.setdefault(statistic.mean.shape[-1], []).append(place)
-        self.groups = [
-            Group(
-                tuple(some),
-                [matrices[p] for p in some],
-                None if signals is None else [signals[p] for p in some],
-            )
-            for _, some in sorted(places.items())
-        ]
+        self.groups: list[Group] = []
         """Layers by dimension."""
+        for _, some in sorted(places.items()):
+            of_group = [matrices[place] for place in some]
+            own_signals = None if signals is None else [signals[place] for place in some]
+            self.groups.append(Group(tuple(some), of_group, own_signals))

@@ -103,19 +103,19 @@ class Flatness(Term):
     weight: float = Field(default=0.25, ge=0)
     """Factor of the term; 0 switches it off."""
     compare: Literal["logits", "statistics"] = "logits"
-    """What must stay: softened logits (L'_FR of EDC), or means and variances of the inputs of all
-    normalisations and convolutions, by channel and patch (L_FR, Table 4).
+    """The quantity that should stay close: softened logits (L'_FR of EDC), or means and variances
+    of the inputs of all normalisations and convolutions, by channel and patch (L_FR, Table 4).
     """
     patch: Annotated[int, When(compare="statistics")] = Field(default=4, ge=1)
     """Side of a patch, in positions of a convolution's input."""
     temperature: Annotated[float, When(compare="logits")] = Field(default=4.0, gt=0)
-    """Of the softened logits of the images and of their average."""
+    """Temperature of the softened logits of the images and of their average."""
     direction: Annotated[Direction, When(compare="logits")] = "current"
-    """Which distribution stands first in the divergence: that of the images (paper) or of their
-    average (released code).
+    """First distribution in the divergence: that of the images (paper) or of their average
+    (released code).
     """
     decay: float = Field(default=0.99, ge=0, lt=1)
-    """Of the moving average of the images."""
+    """Decay of the moving average of the images."""
 
     @property
     def averaging(self) -> float:

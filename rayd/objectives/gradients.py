@@ -65,7 +65,9 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     """
     import torch
 
-    shapes = [[tuple(gradient.shape) for gradient in side] for side in (real, synthetic)]
+    shapes = []
+    for side in (real, synthetic):
+        shapes.append([tuple(gradient.shape) for gradient in side])
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"Gradients must be of the same parameters. Got shapes {shapes[0]} and {shapes[1]} instead."

@@ -87,8 +87,8 @@ def class_contrast(features: Tensor, labels: Tensor, temperature: float = TEMPER
 
 
 def adversary_loss(logits: Tensor, features: Tensor, labels: Tensor, bases: Tensor) -> Tensor:
-    """What the adversary learns, a scalar: the classes, and what images of one basis and of one class
-    share.
+    """The adversary's loss, a scalar: cross-entropy, and similarity of images of one basis and of
+    one class.
 
     Args:
         logits: of the adversary (n, classes).
@@ -105,7 +105,7 @@ def adversary_loss(logits: Tensor, features: Tensor, labels: Tensor, bases: Tens
 
 
 class HallucinatorContrast(Term):
-    """How alike the images of one basis are in an adversary that learns what they share."""
+    """Similarity of the images of one basis, in the features of a trained adversary."""
 
     name = "hallucinator_contrast"
 
@@ -116,7 +116,7 @@ class HallucinatorContrast(Term):
 
     @property
     def layer_roles(self) -> frozenset[LayerRole]:
-        """What the classifier reads."""
+        """Input of the classifier."""
         return frozenset({LayerRole.FEATURES})
 
     def check(self, recipe: Recipe) -> None:

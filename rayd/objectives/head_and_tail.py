@@ -1,4 +1,4 @@
-"""How much the amplitude of a class's characteristic function counts, by the size of the class.
+"""Weights of amplitude and phase of characteristic functions, by the size of the class.
 
 CSDM (see `rayd.methods.csdm`) weighs amplitudes by a in head classes, which have images enough to
 be diverse, and by 1 - a in tail classes; phases have the rest. Which classes are head is not said;
@@ -88,4 +88,4 @@ _SHARES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "rank": _by_rank,
     "continuous": _continuous,
 }
-"""How much of a head class a class is (C,), from 0 to 1."""
+"""Rules by name: the degree (C,), from 0 to 1, to which each class is a head class."""

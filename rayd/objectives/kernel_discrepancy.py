@@ -79,7 +79,7 @@ class KernelDiscrepancy(Term):
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
     over_classes: OverClasses = "mean"
-    """How the values of classes become one."""
+    """Reduction of the values of classes to one."""
 
     @model_validator(mode="after")
     def _elementary(self) -> KernelDiscrepancy:
@@ -104,7 +104,7 @@ class KernelDiscrepancy(Term):
 
     @property
     def layer_roles(self) -> frozenset[LayerRole]:
-        """What the classifier reads."""
+        """Input of the classifier."""
         return frozenset({LayerRole.FEATURES})
 
     def __call__(

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from rayd.statistics import LocalCovariance
 
 Form = Literal["squared", "exponential"]
-"""Of class centralization: the released code's, or the paper's."""
+"""Form of class centralization: the released code's, or the paper's."""
 Centre = Literal["synthetic", "real"]
-"""Whose mean features are the centres of the classes."""
+"""Images whose mean features are the centres of the classes."""
 
 
 def dispersion(

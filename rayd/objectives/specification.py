@@ -30,7 +30,7 @@ class StatisticSpec:
     layer_role: LayerRole
     """The role of the layers that it is taken of."""
     transform: Transform
-    """How their feature maps become feature vectors."""
+    """Transform of their feature maps to feature vectors."""
     statistic: type[Statistic] | StatisticKind
     """Which statistic; a class alone stands for `ByClass` of it."""
 

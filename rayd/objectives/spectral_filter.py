@@ -67,9 +67,9 @@ class SpectralFilterMatching(Term):
     side.
     """
     filter_weight: float = Field(default=1.0, ge=0)
-    """Of the distance of filtered correlations."""
+    """Weight of the distance of filtered correlations."""
     signal_weight: float = Field(default=1.0, ge=0)
-    """Of the distance of filtered signals."""
+    """Weight of the distance of filtered signals."""
     signal: Annotated[Signal, _SIGNALLED] = "class"
     """Features by class (paper), or their mean over everything (the released code's default)."""
     layers: Literal["conv_path", "features"] = "conv_path"

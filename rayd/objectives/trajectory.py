@@ -76,7 +76,7 @@ InnerLoss = Callable[[Tensor, Tensor], Tensor]
 student descends.
 """
 Way = Literal["reverse", "full", "truncated"]
-"""How the gradient is found; see the head of this module."""
+"""Ways to compute the gradient; see the head of this module."""
 
 
 @dataclass(frozen=True, eq=False)

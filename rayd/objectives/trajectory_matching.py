@@ -65,7 +65,7 @@ class TrajectoryObjective:
         step_size: Tensor,
         draws: Generator,
     ) -> Tensor:
-        """How far a student is from its expert in the end: a scalar, differentiable once in images,
+        """Final distance of a student from its expert: a scalar, differentiable once in images,
         labels and step size.
 
         Args:

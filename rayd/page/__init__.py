@@ -1,4 +1,4 @@
-"""Runs, comparisons and sweeps as HTML pages, which need no network and no script from elsewhere."""
+"""Runs, comparisons and sweeps as self-contained HTML pages, which need no network access."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from rayd.page.run import FILE, render
 from rayd.page.run import write as write_run
 
 SWEEP = "sweep.yaml"
-"""File that tells the directory of a sweep from that of a run."""
+"""File that distinguishes the directory of a sweep from that of a run."""
 
 
 def write(directory: str | Path, to: Path | None = None) -> Path:

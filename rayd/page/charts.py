@@ -29,7 +29,7 @@ OTHERS = "#b0643a"
 COLOURS = (OURS, OTHERS, "#2e8b57", "#8a63c9", "#808080", "#c2478d")
 MARKERS = ("o", "x", "^", "s", "+", "v")
 DASHES = ("-", "--", ":", "-.")
-"""Colours, markers and lines of several sets or runs, told apart without colours, too."""
+"""Colours, markers and lines of several sets or runs, distinguishable without colours as well."""
 WIDTH = 720
 BAR = 26
 """Height of a bar with its margin, in pixels."""
@@ -38,9 +38,9 @@ MARGIN = 60
 CURVE = (350, 200)
 """Size of a curve, in pixels."""
 ACROSS = 3
-"""Most curves beside each other in a figure."""
+"""Maximum number of curves per row of a figure."""
 MOST_CLASSES = 40
-"""Most classes with a bar of their own."""
+"""Maximum number of classes to draw."""
 
 _STYLE = {
     "axes.edgecolor": INK,
@@ -50,7 +50,7 @@ _STYLE = {
     "ytick.color": INK,
     "grid.color": GRID,
     "grid.alpha": 0.3,
-    # text stays text, which can be searched and read aloud
+    # keep text as text, which can be searched and read by screen readers
     "svg.fonttype": "none",
 }
 
@@ -60,13 +60,13 @@ class Bar:
     """A bar of a chart of accuracies."""
 
     label: str
-    """What was trained on what."""
+    """Network and training set."""
     mean: float
     """Test accuracy, a fraction."""
     std: float | None
-    """Its standard deviation; None where there is none."""
+    """Its standard deviation; None for a single student."""
     is_ours: bool
-    """Whether it is that of a distilled set."""
+    """Whether it belongs to a distilled set."""
 
 
 Points = Sequence[tuple[float, float]]
@@ -81,12 +81,12 @@ def accuracies(bars: Sequence[Bar]) -> str:
 
 
 def accuracy_figure(results: Sequence[SetResult]) -> Figure:
-    """The same of a report as a figure; draw it inside a style."""
+    """The test accuracies of a report as a figure; call it inside a style."""
     return bar_figure(bars_of(results))
 
 
 def bars_of(results: Sequence[SetResult]) -> list[Bar]:
-    """A bar for each result; of several protocols, as later evaluations add them, the first counts."""
+    """A bar for each result; if later evaluations added other protocols, the first counts."""
     bars: dict[str, Bar] = {}
     for result in results:
         label = f"{words_of(result, results)}, {result.network}"
@@ -101,7 +101,7 @@ def bars_of(results: Sequence[SetResult]) -> list[Bar]:
 
 
 def bar_figure(bars: Sequence[Bar]) -> Figure:
-    """Bars as a figure; draw it inside a style."""
+    """Bars as a figure; call it inside a style."""
     figure = new_figure(WIDTH, MARGIN + BAR * len(bars))
     axes = figure.subplots()
     means = [bar.mean for bar in bars]
@@ -143,7 +143,7 @@ def classes(shown: Mapping[str, Sequence[float | None]], names: Sequence[str]) -
             )
             markers.append(drawn)
         axes.set_yticks(range(len(names)), names)
-        # downwards, with room for the markers of the first and the last class
+        # top to bottom, with room for the markers of the first and the last class
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("test accuracy")
@@ -180,7 +180,7 @@ def curves(quantities: Mapping[str, Mapping[str, Points]], unit: str) -> list[st
 
 
 def curve_figure(points: Mapping[str, Points], unit: str) -> Figure:
-    """A figure with a subplot for each quantity; draw it inside a style."""
+    """A figure with a subplot for each quantity; call it inside a style."""
     across = min(ACROSS, len(points))
     down = ceil(len(points) / across)
     figure = new_figure(CURVE[0] * across, CURVE[1] * down)
@@ -195,7 +195,7 @@ def curve_figure(points: Mapping[str, Points], unit: str) -> Figure:
 
 
 def _lines(axes: Axes, lines: Mapping[str, Points]) -> None:
-    """Draw lines, on a logarithmic axis where values span it."""
+    """Draw lines, on a logarithmic axis if the values span orders of magnitude."""
     values = []
     drawn = []
     for index, pairs in enumerate(lines.values()):
@@ -214,7 +214,7 @@ def _lines(axes: Axes, lines: Mapping[str, Points]) -> None:
         axes.legend(drawn, lines, frameon=False, fontsize="small")
     if min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
-        # matplotlib's own formatter writes mathematics, which names of ours must not be read as
+        # matplotlib's own formatter writes mathtext, which is disabled because of names
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(lambda *_: "")
 
@@ -229,7 +229,7 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 class page_style:  # noqa: N801
-    """rayd's style of charts, with the colours of a page."""
+    """Style context of rayd's charts, with the colours of a page."""
 
     def __enter__(self) -> None:
         import matplotlib
@@ -243,7 +243,7 @@ class page_style:  # noqa: N801
 
 
 def as_svg(figure: Figure, description: str) -> str:
-    """The figure as an SVG element with a description for readers who cannot see it."""
+    """The figure as an SVG element, with a description for screen readers."""
     buffer = io.StringIO()
     figure.savefig(
         buffer,
@@ -255,7 +255,7 @@ def as_svg(figure: Figure, description: str) -> str:
     )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # identifiers of several charts on a page must differ
+    # identifiers must be unique among the charts of a page
     unique = content_hash({"chart": description})[:8]
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>c{unique}-", text)
     label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Several runs as one HTML page: differences of settings first, then accuracies and images."""
+"""Several runs as one HTML page: settings that differ first, then accuracies and images."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class ComparedRun:
     """A run on the page."""
 
     name: str
-    """Its directory, without the part that all have."""
+    """Its directory, without the common part of all paths."""
     recipe: Recipe | None
-    """What was run; None where neither directory nor card say it."""
+    """The recipe; None if neither the directory nor the card contains it."""
     distilled: Distilled | None
     """Its set."""
     report: Report
@@ -45,7 +45,7 @@ class ComparedRun:
     series: Mapping[str, charts.Points]
     """Logged values of its synthesis."""
     seconds: float | None
-    """Time of its stages; None where they are unknown."""
+    """Total time of its stages; None if unknown."""
 
 
 def write(directories: Sequence[str | Path], to: str | Path) -> Path:
@@ -89,7 +89,7 @@ def render(directories: Sequence[Path]) -> str:
 
 
 def _read(directory: Path, name: str) -> ComparedRun:
-    """Everything of a run that the page shows."""
+    """Read everything that the page shows of a run."""
     distilled = optional(load, directory)
     report = report_of(directory, skip_damaged=True)
     # compare() has refused directories without one
@@ -134,10 +134,12 @@ def _settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
             tree = flat(run.recipe.model_dump(mode="json", exclude=set(left_out)))
         trees.append(tree)
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    rows = {key: [tree.get(key) for tree in trees] for key in keys}
-    return {
-        key: values for key, values in rows.items() if any(value != values[0] for value in values)
-    }
+    rows = {}
+    for key in keys:
+        values = [tree.get(key) for tree in trees]
+        if any(value != values[0] for value in values):
+            rows[key] = values
+    return rows
 
 
 def _bars(comparison: Comparison, names: Mapping[str, str]) -> list[charts.Bar]:

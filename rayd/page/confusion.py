@@ -1,4 +1,4 @@
-"""Tables of confusions on the page of a run: what networks take the classes of test images for.
+"""Confusion matrices on the page of a run: the classes that networks mistake test images for.
 
 `confusion.html.j2` draws them, in colours of `layout.html.j2`.
 """
@@ -13,18 +13,18 @@ from rayd.evaluation.report import SetResult
 from rayd.page import charts
 
 MOST_CONFUSED = 20
-"""Most classes with a table of what they are taken for; of more, the most frequent mistakes."""
+"""Maximum number of classes for a matrix; for more, the most frequent mistakes are listed."""
 SHADE = 0.6
 """Opacity of the darkest cell of a table, on which the page's text can still be read."""
 MISTAKE_SHADE = 3
-"""How many times darker a mistake is shaded than a right answer of the same share."""
+"""Factor by which a mistake is shaded darker than a correct answer of the same share."""
 SMALLEST_SHARE = 0.005
 """Smaller shares round to 0.00, and their cells are empty."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table of confusions."""
+    """A cell of a confusion matrix."""
 
     text: str
     """Share of the row's test images; empty where it rounds to 0."""
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What networks that were trained on a set take the test images for."""
+    """Confusion matrix of networks that were trained on a set."""
 
     title: str
     """Set and network."""
@@ -43,11 +43,11 @@ class Confusion:
     rows: Sequence[tuple[str, Sequence[Cell]]]
     """A row for each class; empty for more than `MOST_CONFUSED`."""
     pairs: Sequence[str]
-    """The most frequent mistakes in words."""
+    """The most frequent mistakes, as sentences."""
 
 
 def confusions_of(results: Sequence[SetResult], names: Sequence[str]) -> list[Confusion]:
-    """The confusions of all results that have them, the distilled set's first.
+    """The confusion matrices of all results that have one, the distilled set's first.
 
     Args:
         results: of a report.
@@ -63,7 +63,7 @@ def confusions_of(results: Sequence[SetResult], names: Sequence[str]) -> list[Co
         ]
         rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []
         title = f"{words_of(result, results)}, {result.network}"
-        # of several protocols or epochs the first counts
+        # of several protocols or epochs, the first counts
         if all(title != other.title for other in confusions):
             confusions.append(Confusion(title, names, rows, pairs))
     return confusions
@@ -88,6 +88,6 @@ def _cell(share: float, is_right: bool) -> Cell:
     if share < SMALLEST_SHARE:
         return Cell("", "")
     red, green, blue = charts.rgb(charts.OURS if is_right else charts.OTHERS)
-    # a third of a class taken for one other is bad already, and as dark as a class that is right
+    # a third of a class mistaken for one other is bad already: as dark as a class that is right
     opacity = SHADE * min(1.0, share if is_right else MISTAKE_SHADE * share)
     return Cell(f"{share:.2f}", f"rgba({red}, {green}, {blue}, {opacity:.2f})")

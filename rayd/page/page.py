@@ -1,4 +1,4 @@
-"""What all pages share: the layout, pictures in the page itself, and quantities in words."""
+"""Common parts of pages: the layout, embedded pictures, and formatting of quantities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayd.pictures import as_file
 from rayd.recipes.difference import shown
 
 MARK = b'<meta name="generator" content="rayd">'
-"""Tells pages of rayd from other files, which are not overwritten."""
+"""Identifies pages of rayd; other files are not overwritten."""
 WIDEST = 900
 """Pixels to which small contact sheets are enlarged, by whole factors."""
 LARGEST = 1400
@@ -25,7 +25,7 @@ LARGEST = 1400
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in the page itself."""
+    """An image that is embedded in the page."""
 
     source: str
     """`data:` URL."""
@@ -36,11 +36,11 @@ class Picture:
     step: int | None = None
     """Step of the synthesis."""
     enlarged: bool = False
-    """Whether it is shown larger than it is, with sharp pixels; names on others stay legible."""
+    """Whether it is magnified, with sharp pixels; others are not, so that labels stay legible."""
 
     @classmethod
     def of(cls, image: Image.Image, step: int | None = None) -> Picture:
-        """An image for the page: small ones are enlarged without blurring, large ones shrunk."""
+        """Encode an image for the page: magnify small ones without blurring, shrink large ones."""
         longest = max(image.size)
         format = "PNG"
         if longest > LARGEST:
@@ -101,7 +101,7 @@ def write(path: Path, page: str) -> Path:
 
 
 def rounded(setting: Any) -> Any:
-    """A number that a search drew, to four digits; other settings as they are.
+    """Round a number that a search drew to four digits; other settings are unchanged.
 
     >>> rounded(0.10258439388535061), rounded(2.0), rounded(4096), rounded("adam")
     (0.1026, 2.0, 4096, 'adam')
@@ -110,7 +110,7 @@ def rounded(setting: Any) -> Any:
 
 
 def sentence(text: str) -> str:
-    """A text with a full stop; empty for an empty one.
+    """End a text with a full stop; empty for an empty one.
 
     >>> sentence("DM on digits"), sentence("Done."), sentence("")
     ('DM on digits.', 'Done.', '')
@@ -119,7 +119,7 @@ def sentence(text: str) -> str:
 
 
 def seconds(duration: float | None) -> str:
-    """A duration in words; empty for None.
+    """Format a duration in s, min or h; empty for None.
 
     >>> seconds(4.21), seconds(600.0), seconds(7200.0)
     ('4.2 s', '10.0 min', '2.0 h')
@@ -132,7 +132,7 @@ def seconds(duration: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes in words; empty for None.
+    """Format a number of bytes; empty for None.
 
     >>> size(980), size(123456), size(5.2e9)
     ('980 bytes', '123 kB', '5.2 GB')

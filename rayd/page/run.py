@@ -1,4 +1,4 @@
-"""What a page says of a run: gathered from its directory, whatever state the run is in."""
+"""Content of the page of a run: gathered from its directory, in any state of the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rayd.recipes.difference import differences
 FILE = "report.html"
 """Name of the page in the directory of its run."""
 FRAMES = 24
-"""Most pictures of the synthesis on a page."""
+"""Maximum number of pictures of the synthesis on a page."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class StageRow:
     name: str
     """Its name."""
     state: str
-    """`waiting`, `running`, `done`, `cached`, or how the run ended in it."""
+    """`waiting`, `running`, `done`, `cached`, or how the run ended if it ended in this stage."""
     seconds: float | None
-    """Its duration over all processes of the run; None where it did nothing."""
+    """Its duration, summed over all processes of the run; None if it did nothing."""
     memory: int | None
     """Peak memory by its end in bytes; None in logs of older versions."""
     gpu_memory: int | None
-    """The same of a GPU."""
+    """The same for GPU memory."""
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """All that the page shows; what a run does not have is empty."""
+    """Everything that the page shows; parts that a run does not have are empty."""
 
     directory: Path
     """The run's."""
     status: Status
     """Its state."""
     recipe: Recipe
-    """What was run."""
+    """The recipe of the run."""
     distilled: Distilled | None
     """The result."""
     report: Report | None
@@ -75,7 +75,7 @@ class RunPage:
     grid: Picture | None
     """Contact sheet of the result."""
     base: str | None
-    """The built-in recipe that the run stands on."""
+    """The built-in recipe that the run is based on."""
     changes: Mapping[str, tuple[Any, Any]]
     """Settings that differ from the built-in recipe's: its value and the run's."""
     own: Mapping[str, tuple[Any, Any]]
@@ -180,7 +180,7 @@ def _last_step(lines: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def optional(read: Any, path: Path) -> Any:
-    """What is read, or None where it is missing or damaged: the page shows the rest."""
+    """The result of `read`, or None if the file is missing or damaged: the page shows the rest."""
     try:
         return read(path)
     except RaydError:
@@ -194,13 +194,13 @@ def by_class(results: Sequence[SetResult]) -> dict[str, Sequence[float | None]]:
     found: dict[str, Sequence[float | None]] = {}
     for result in results:
         if (result.network, result.epoch) == (network, epoch):
-            # of several protocols, as later evaluations add them, the first counts
+            # if later evaluations added other protocols, the first counts
             found.setdefault(words_of(result, results), result.per_class)
     return found
 
 
 def _facts(page: RunPage) -> list[tuple[str, str]]:
-    """What came out, in a few numbers: name and value."""
+    """Key figures of the run: name and value."""
     facts = []
     if page.report is not None and page.report.results:
         results = page.report.results
@@ -246,7 +246,7 @@ def storage(distilled: Distilled) -> list[tuple[str, float, str]]:
 
 
 def _whole_bytes(distilled: Distilled) -> int | None:
-    """Bytes of the real training images as 8 bits per value; None where their number is unknown."""
+    """Bytes of the real training images at 8 bits per value; None if their number is unknown."""
     read = (distilled.card.get("data") or {}).get("read")
     if read is None:
         return None
@@ -287,21 +287,21 @@ def _stages(state: Status, lines: Sequence[Mapping[str, Any]]) -> list[StageRow]
 
 
 def _logged(path: Path) -> list[dict[str, Any]]:
-    """Lines of the log that can be read."""
+    """The readable lines of the log."""
     remote.bring(path)
     return logged(path)
 
 
 def series(directory: Path) -> dict[str, list[tuple[float, float]]]:
-    """Logged values of a run's synthesis over its steps, by name; empty where none was logged."""
+    """Logged values of a run's synthesis over its steps, by name; empty if none were logged."""
     return _series(_logged(directory / METRICS))
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Values over the steps of the synthesis, by name.
 
-    A quantity that does not vary has no curve, nor has one that equals another: the only term of an
-    objective is its loss.
+    Constant quantities have no curve, nor do duplicates: the only term of an objective equals its
+    loss.
     """
     found: dict[str, dict[float, float]] = {}
     for line in lines:
@@ -328,7 +328,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _own_settings(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """What a recipe sets beside its method's defaults: the default and its own value."""
+    """Settings of a recipe that differ from its method's defaults: the default and the value."""
     least = {
         "name": recipe.name,
         "method": recipe.method,
@@ -338,12 +338,12 @@ def _own_settings(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     try:
         return differences(recipes.assemble(least), recipe)
     except RaydError:
-        # a method whose defaults are not a recipe yet
+        # the defaults of a method need not be a complete recipe
         return {}
 
 
 def _frames(folder: Path) -> list[Picture]:
-    """Contact sheets that the run logged for TensorBoard, evenly chosen, in order of steps."""
+    """Contact sheets that the run logged for TensorBoard: an even selection, in order of steps."""
     images = logged_pictures(folder)
     steps = sorted(images)
     if len(steps) > FRAMES:
@@ -373,18 +373,18 @@ def command(
 
     Args:
         recipe: of the run.
-        directory: of the run, whose copy of the recipe is named where settings cannot say it all.
-        base: the built-in recipe that the run stands on; None for none.
-        changes: settings that differ from it, as `differences` gives them.
+        directory: of the run, whose copy of the recipe is used if settings cannot express all of
+            it.
+        base: the built-in recipe that the run is based on; None for none.
+        changes: settings that differ from it, as returned by `differences`.
     """
     words = ["rayd", "distill", str(directory / "config.yaml")]
     if base is not None:
         none = recipes.ineffective(recipe)
-        settings = {
-            key: value
-            for key, (_, value) in changes.items()
-            if not any(key == other or key.startswith(f"{other}.") for other in none)
-        }
+        settings = {}
+        for key, (_, value) in changes.items():
+            if not any(key == other or key.startswith(f"{other}.") for other in none):
+                settings[key] = value
         if _repeats(recipe, base, settings):
             given = [f"{key}={_exact(value)}" for key, value in settings.items()]
             words = ["rayd", "distill", base, *given]
@@ -394,8 +394,8 @@ def command(
 def _repeats(recipe: Recipe, base: str, settings: Mapping[str, Any]) -> bool:
     """Whether a built-in recipe with other settings is the recipe of a run.
 
-    It is not where the run has the recipe's own value of a setting that a protocol, named among the
-    settings, would change.
+    It is not if the run has the recipe's value of a setting that a protocol among the settings
+    would change.
     """
     try:
         return not differences(recipes.resolve(base, settings), recipe)
@@ -404,5 +404,5 @@ def _repeats(recipe: Recipe, base: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _exact(setting: Any) -> str:
-    """A setting on the command line."""
+    """Format a setting for the command line."""
     return setting if isinstance(setting, str) else json.dumps(setting)

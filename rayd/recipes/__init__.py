@@ -63,7 +63,7 @@ __all__ = [
 
 
 class Headline(Settings):
-    """What a list of recipes shows of one."""
+    """Properties of a recipe that lists show."""
 
     name: str
     """Name of the recipe."""
@@ -74,7 +74,7 @@ class Headline(Settings):
     ipc: int = Recipe.model_fields["ipc"].default
     """Images per class."""
     summary: str = ""
-    """What it reproduces, in one line."""
+    """The result that it reproduces, in one line."""
     paper: PaperResults = ()
     """Published results, the recipe's own network first."""
     measured: tuple[MeasuredResult, ...] = ()

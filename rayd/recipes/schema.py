@@ -46,22 +46,19 @@ def schema() -> dict[str, Any]:
     }
     properties["method"]["enum"] = methods.names()
     properties["data"] = {"anyOf": [{"type": "string"}, properties["data"]]}
-    recipe["allOf"] = [
-        {
-            "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
-            "then": {
-                "properties": {
-                    "objective": references[objectives[name], "validation"],
-                    "terms": {
-                        "properties": {
-                            term: references[kind, "validation"] for term, kind in kinds.items()
-                        }
-                    },
-                }
-            },
+    recipe["allOf"] = []
+    for name, kinds in terms.items():
+        own_terms = {term: references[kind, "validation"] for term, kind in kinds.items()}
+        then = {
+            "objective": references[objectives[name], "validation"],
+            "terms": {"properties": own_terms},
         }
-        for name, kinds in terms.items()
-    ]
+        recipe["allOf"].append(
+            {
+                "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
+                "then": {"properties": then},
+            }
+        )
     for model in models:
         for field in model.model_fields.values():
             if isinstance(field.default, Settings):

@@ -42,7 +42,7 @@ from rayd.errors import ConfigError, nearest
 from rayd.results import papers
 
 FOLDER = Path(str(resources.files(__package__)))
-"""Where the tables are."""
+"""Folder of the tables."""
 _CELL = re.compile(r"^  ([\w.-]+):", re.MULTILINE)
 """A cell's name, as it begins its lines in a table."""
 QUICK = ("digits", "reduced")
@@ -59,7 +59,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """What one cell, file or mapping says."""
+    """Settings of one cell, file or mapping."""
 
     settings: Mapping[str, Any]
     """Its settings, without `base`."""
@@ -76,9 +76,9 @@ class Cell:
     table: Path
     """The file."""
     settings: Mapping[str, Any]
-    """What the cell says, `base` included where it has its own."""
+    """The cell's own settings, with `base` if it has its own."""
     base: Any
-    """What the cells of the table stand on."""
+    """The base of the table's cells."""
 
 
 @cache
@@ -116,7 +116,7 @@ def families() -> dict[str, list[str]]:
 
 
 def about(family: str) -> str:
-    """What the recipes of a table have in common, in one line."""
+    """Common description of a table's recipes, in one line."""
     return str(_read(FOLDER / f"{family}.yaml").get("about", ""))
 
 

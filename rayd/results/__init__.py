@@ -24,7 +24,7 @@ from rayd.config import Settings, packaged_yaml, validate
 Kind = TypeVar("Kind", bound=Settings)
 
 FOLDER = Path(str(resources.files(__name__)))
-"""Where the files are."""
+"""Folder of the files."""
 _SETTING = re.compile(r"[a-z_.]+=.+")
 _IGNORED = (
     "seed",

@@ -58,7 +58,7 @@ class Frequencies:
     scale: Scale = 1.0
     """Length of the kernel, above 0, or `median`."""
     number: int = 4096
-    """How many frequencies, M."""
+    """Number of frequencies, M."""
     smoothness: float = 1.5
     """Matern's v; other kernels do without."""
     mixture: float = 1.0

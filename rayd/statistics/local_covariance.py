@@ -51,7 +51,7 @@ class LocalCovariance(Statistic):
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
-        """Of a batch of descriptors (N, s, d) with class indices (N,)."""
+        """Compute the statistic of a batch of descriptors (N, s, d) with class indices (N,)."""
         features = feature_vectors(features)
         labels = class_indices(labels, len(features), classes)
         member = membership(labels, classes, features.dtype)
@@ -62,7 +62,7 @@ class LocalCovariance(Statistic):
 
     @classmethod
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:
-        """Of no samples."""
+        """The statistic of no samples."""
         counts = torch.zeros(classes, dtype=torch.float64)
         return cls(
             counts,

@@ -48,7 +48,7 @@ class SampleMoments(NamedTuple):
     m2: Tensor
     """Sum of their squared deviations from it (N, d)."""
     size: int
-    """How many there are: s."""
+    """Number of vectors per sample, s."""
 
 
 @dataclass(frozen=True)

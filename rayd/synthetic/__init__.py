@@ -1,4 +1,4 @@
-"""Synthetic sets: parameterisations and initialisation."""
+"""Synthetic sets: their parameterisations and initialisation."""
 
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.blocks import blocks

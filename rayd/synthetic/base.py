@@ -1,4 +1,4 @@
-"""Base class of synthetic sets: modules whose parameters are all that is stored."""
+"""Base class of synthetic sets: modules whose parameters are stored, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rayd.errors import ConfigError
 TEACHERS = "teachers"
 """Part of the storage: weights of the networks that label online."""
 SOFT_LABELS = "soft labels"
-"""Part of the storage: teachers' logits of all epochs, and what they belong to."""
+"""Part of the storage: teachers' logits of all epochs, and the draws that they belong to."""
 OF_TEACHERS = frozenset({TEACHERS, SOFT_LABELS})
-"""Parts that students under hard labels do without."""
+"""Parts that students under hard labels do not need."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Storage cost of a synthetic set, so that sets are compared at equal storage."""
+    """Storage cost of a synthetic set, to compare sets at equal storage."""
 
     numbers: dict[str, int]
     """Number of stored values by part (images or their factors, labels, ...)."""
@@ -35,7 +35,7 @@ class Storage:
         return sum(self.bytes.values())
 
     def without(self, parts: Collection[str]) -> Storage:
-        """The cost of the other parts."""
+        """The cost without some parts."""
         return Storage(
             {part: count for part, count in self.numbers.items() if part not in parts},
             {part: size for part, size in self.bytes.items() if part not in parts},
@@ -43,7 +43,8 @@ class Storage:
 
 
 def is_regular(labels: Tensor) -> bool:
-    """Whether every class has equally many images, sorted by class: labels that need no storage.
+    """Whether all classes have equally many images, sorted by class, so that labels need no
+    storage.
 
     >>> is_regular(torch.tensor([0, 0, 1, 1])), is_regular(torch.tensor([0, 1, 1]))
     (True, False)
@@ -83,7 +84,7 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Bring the images into a range by changing the parameters in place.
+        """Clip the images to a range by changing the parameters in place.
 
         Args:
             lower: lower bounds, (1, C, 1, 1) or (1, C, H, W).
@@ -93,7 +94,7 @@ class SyntheticSet(nn.Module, ABC):
     @property
     @abstractmethod
     def samples(self) -> Tensor:
-        """Class indices (m,) of the separable samples, which `part` and `put` index."""
+        """Class indices (m,) of the separable samples, which are the units of `part` and `put`."""
 
     @abstractmethod
     def part(self, indices: Tensor) -> Self:
@@ -120,7 +121,7 @@ class SyntheticSet(nn.Module, ABC):
 
     @property
     def implied(self) -> frozenset[str]:
-        """Buffers implied by the order of the images, such as sorted hard labels: free of cost."""
+        """Names of buffers that need no storage, such as labels implied by the images' order."""
         return frozenset()
 
     @property

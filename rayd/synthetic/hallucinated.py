@@ -1,7 +1,7 @@
-r"""Hallucinated images: small networks make several images of every stored one (HaBa).
+r"""Hallucinated images: small networks generate several images from every stored one (HaBa).
 
-Liu et al., "Dataset Distillation via Factorization" (NeurIPS 2022). Every hallucinator h makes an
-image of every basis b,
+Liu et al., "Dataset Distillation via Factorization" (NeurIPS 2022). Every hallucinator h generates
+an image from every basis b,
 
     x_bh = decoder_h * (scale_h . (encoder_h # b + encoder_bias_h) + shift_h) + decoder_bias_h
 
@@ -9,8 +9,8 @@ image of every basis b,
     #, *      convolution without padding, and transposed convolution, both of kernel size s, so that x is as large as b
     scale_h, shift_h   of every position, (C, H - s + 1, W - s + 1)
 
-so k hallucinators and n bases are k n images, which are consecutive by basis. Bases and hallucinators
-are all learned, and all that is stored:
+so k hallucinators and n bases give k n images, ordered by basis. Bases and hallucinators are
+learned, and nothing else is stored:
 
     bases  n C H W        hallucinators  k (2 C^2 s^2 + 2 C + 2 C (H - s + 1) (W - s + 1))
 
@@ -57,7 +57,7 @@ class Hallucinators(NamedTuple):
 
 
 class Hallucinated(SyntheticSet):
-    """Bases with hard labels, and hallucinators that make k images of each."""
+    """Bases with hard labels, and hallucinators that generate k images from each."""
 
     labels: Tensor
 
@@ -83,12 +83,12 @@ class Hallucinated(SyntheticSet):
 
     @property
     def hallucinators(self) -> Hallucinators:
-        """The hallucinators' parameters, with their graph."""
+        """The hallucinators' parameters, attached to the autograd graph."""
         return Hallucinators(*(getattr(self, name) for name in PARTS))
 
     @property
     def per_basis(self) -> int:
-        """Images of a basis, k."""
+        """Number of images per basis, k."""
         return len(self.hallucinators.encoder)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Hallucinated(SyntheticSet):
         return len(self.images) * self.per_basis
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Hallucinated images and class indices; image i is of basis i // k by hallucinator i % k."""
+        """Hallucinated images and class indices; image i is of basis i // k, hallucinator i % k."""
         count = self.per_basis
         if indices is None:
             # the same tensor in every call, so that values derived from it are cached
@@ -109,7 +109,7 @@ class Hallucinated(SyntheticSet):
         return images[which, indices % count], self.labels[indices // count]
 
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Refuse: a bound of the images is none of the bases and hallucinators.
+        """Refuse, as bounds of the images do not translate to bases and hallucinators.
 
         Raises:
             ConfigError: always.
@@ -155,7 +155,7 @@ class Hallucinated(SyntheticSet):
 
 
 def hallucinate(bases: Tensor, hallucinators: Hallucinators) -> Tensor:
-    """Images (n, k, C, H, W) that k hallucinators make of bases (n, C, H, W)."""
+    """Images (n, k, C, H, W) that k hallucinators generate from bases (n, C, H, W)."""
     made = []
     for encoder, encoder_bias, scale, shift, decoder, decoder_bias in zip(
         *hallucinators, strict=True
@@ -169,7 +169,7 @@ def hallucinate(bases: Tensor, hallucinators: Hallucinators) -> Tensor:
 def initial_hallucinators(
     count: int, kernel: int, shape: ImageShape, draws: Generator
 ) -> Hallucinators:
-    """Draw hallucinators as layers of torch start.
+    """Draw hallucinators with torch's default initialisation of layers.
 
     Args:
         count: k.

@@ -74,8 +74,8 @@ def initial(
     """Create the synthetic set before the first step.
 
     Real images are drawn, or selected on normalised pixels or by scores; noise is standard normal in
-    normalised space. Low-rank images approximate real ones as closely as possible. A class with too
-    few real images uses each of them before any is repeated; `check_budget` determines which runs
+    normalised space. Low-rank images approximate real ones as closely as possible. If a class has
+    too few real images, each is used before any is repeated; `check_budget` determines which runs
     may do that.
 
     Args:
@@ -83,8 +83,8 @@ def initial(
         data: the real images.
         stitched: RDED's images, uint8 (n, C, H, W), which depend on an observer.
         logits: predictions of experts on `candidates`, (experts, candidates, classes), for labels
-            given by experts.
-        scores: of the real images by name, for selections by them.
+            predicted by experts.
+        scores: scores of the real images by name, for selections by them.
 
     Raises:
         ConfigError: a budget is too small.
@@ -117,9 +117,9 @@ def initial(
 
 
 def _first_values_of_labels(recipe: Recipe, hard: Tensor, classes: int) -> Tensor:
-    """Class indices (n,), or logits (n, classes) of labels that are learned.
+    """Class indices (n,), or logits (n, classes) of learned labels.
 
-    Labels that experts give follow with the images.
+    Labels predicted by experts are set together with the images.
     """
     if recipe.synthetic.labels == "random":
         draws = seeding.generator(recipe.seed, "initial labels")
@@ -132,12 +132,12 @@ def _first_values_of_labels(recipe: Recipe, hard: Tensor, classes: int) -> Tenso
 def _parameters(
     recipe: Recipe, data: ImageData, images: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    """The state of a set that decodes to these images, as closely as its kind allows."""
+    """State of a set that decodes to these images, as closely as its parameterisation allows."""
     settings = recipe.synthetic
     if settings.kind == "lowrank":
         sets, _ = _lowrank_sizes(recipe, data)
         return fit(images, sets, settings.rank)._asdict() | {"labels": labels}
-    # noise and stitched images are stored images already, not those of which each stores several
+    # noise and stitched images are stored images themselves, real ones the images they decode to
     if settings.kind == "partitioned" and settings.init not in ("noise", "rded"):
         images = shrink(images, settings.factor)
     state = {"images": images, "labels": labels}
@@ -151,7 +151,7 @@ def _parameters(
 
 
 def candidates(recipe: Recipe, data: ImageData, scores: Mapping[str, Tensor] | None = None) -> Rows:
-    """Rows of the real images for experts to label, equally many per class, sorted by class."""
+    """Rows of the real images that experts label, equally many per class, sorted by class."""
     most = int(first_labels(recipe, data).bincount().max())
     draws = seeding.generator(recipe.seed, "initial images")
     with_spare = min(2 * most + SPARE, int(data.train.counts.min()))
@@ -236,7 +236,7 @@ def _known(rows: Rows, labels: Rows, logits: Tensor, counts: Tensor) -> tuple[Ro
     """
     agreed, known = agreed_logits(logits, torch.from_numpy(labels[rows]))
     per_class = len(rows) // len(counts)
-    # in each class the known ones first, both in their order
+    # within a class, known candidates first; otherwise in their original order
     order = (~known).view(-1, per_class).int().argsort(dim=1, stable=True)
     order = (order + torch.arange(len(counts))[:, None] * per_class).flatten()
     chosen = torch.from_numpy(_leading(order.numpy(), counts))

@@ -24,15 +24,15 @@ There is no released code. **What the paper leaves open, and what was chosen:**
 - k and m for a budget: see `choose`.
 - Labels are logits, whose softmax is the label, as in DATM (Guo et al., ICLR 2024).
 
-Images share parameters, so mapper sets are separable, images are not.
+As images share parameters, mapper sets are separable, but images are not.
 
 **Step sizes.** The gradient of a basis is that of its image, projected; the gradient of U or V is
 multiplied by the basis, and a step along it moves the image by its square, for all m images of the
 set: in normalised space, where images have variance 1, up to H W m times as far. So under SGD the
-step size of U and V is that of the bases divided by H W m, unless `synthesis.learning_rates` gives
+step size of U and V is that of the bases divided by H W m, unless `synthesis.learning_rates` sets
 another one. With the same step size for all, images leave their range by hundreds of times its
-width, which networks with instance normalisation do not notice. On digits (recipe `digits`, rank 3,
-1,000 steps, three distillations, accuracy on a validation split; k = 3, m = 18):
+width, to which networks with instance normalisation are insensitive. On digits (recipe `digits`,
+rank 3, 1,000 steps, three distillations, accuracy on a validation split; k = 3, m = 18):
 
     left, right    bases    accuracy             pixels, of a range from 0 to 1
     1              1        0.914 0.902 0.906    -476 to 785
@@ -159,8 +159,8 @@ class LowRank(SyntheticSet):
     def clip(self, lower: Tensor, upper: Tensor) -> None:
         """Move the bases of images outside the range to the least-squares fit of the clamped image.
 
-        That is one round of alternating projections onto the range and onto the images that the
-        mappers, which are fixed, can represent: the excess shrinks with each call but need not
+        That is one round of alternating projections, onto the range and onto the images that the
+        mappers can represent while they are fixed: the excess shrinks with each call but need not
         vanish.
         """
         images = self._decoded(None)
@@ -185,7 +185,7 @@ class LowRank(SyntheticSet):
 
     @torch.no_grad()
     def put(self, indices: Tensor, part: Self) -> None:
-        """Overwrite mapper sets, their images, and soft labels of these."""
+        """Overwrite mapper sets, with their images and soft labels."""
         self.left[indices] = part.left.to(self.left.device)
         self.right[indices] = part.right.to(self.right.device)
         rows = self._images_of(indices)
@@ -292,11 +292,11 @@ def choose(
 ) -> tuple[int, int]:
     """Choose the number k of mapper sets and m of images per set for a storage budget.
 
-    For any k, m is as large as possible. More sets mean more diverse images, but fewer of them. The
-    paper gives four choices (its Table 2) and no rule. This rule reproduces them: of those k that
-    leave at most 0.4 % of the budget unused, or too little for two more images, it takes the one
-    with the largest k m k^0.35 (any exponent from 0.339 to 0.361 reproduces the table; maximising
-    the number of images would always give k = 1).
+    For any k, m is the largest that fits. More sets mean more diverse images, but fewer of them.
+    The paper gives four choices (its Table 2) and no rule. This rule reproduces them: of those k
+    that leave at most 0.4 % of the budget unused, or too little for two more images, it takes the
+    one with the largest k m k^0.35 (any exponent from 0.339 to 0.361 reproduces the table;
+    maximising the number of images would always give k = 1).
 
     Args:
         budget: number of stored values: bytes / 4, as they are float32.
@@ -320,7 +320,7 @@ def choose(
     def sharing(k: int) -> int:
         return max(0, (budget - k * mapper) // (k * image))
 
-    # more sets never buy more images
+    # more sets never allow for more images
     fewest = 1 if sets is None else sets
     if fewest * sharing(fewest) < classes:
         least = fewest * mapper + fewest * -(-classes // fewest) * image

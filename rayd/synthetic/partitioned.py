@@ -7,7 +7,7 @@ the same. With f = 2:
     stored (C, H, W)  ->  quadrants top left, bottom left, top right, bottom right
                       ->  each (C, H, W) by bilinear enlargement
 
-so that f^2 images are obtained for the storage of one, trading detail for number. The decoded
+so that f^2 images take the storage of one, trading detail for number. The decoded
 images of a stored image are consecutive and have its label. If f does not divide the side, parts
 overlap by less than a pixel's width: part i of a side of n pixels begins at floor(i n / f) and is
 ceil(n / f) wide.
@@ -109,5 +109,10 @@ def _parts(size: tuple[int, ...], factor: int) -> list[tuple[slice, slice]]:
     Parts overlap where the size is no multiple of the factor, so that all are equally large.
     """
     height, width = (-(-side // factor) for side in size)
-    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
-    return [(slice(top, top + height), slice(left, left + width)) for left in lefts for top in tops]
+    parts = []
+    for column in range(factor):
+        left = column * size[1] // factor
+        for row in range(factor):
+            top = row * size[0] // factor
+            parts.append((slice(top, top + height), slice(left, left + width)))
+    return parts

@@ -1,6 +1,6 @@
 """RDED: images stitched from the patches of real images that an observer finds most realistic.
 
-The method, with its paper and its formula, is `rayd.methods.rded`; here are its steps for a class:
+The method, with its paper and formula, is in `rayd.methods.rded`; here are its steps for a class:
 
     candidates       draws the real images that patches are cut from
     score            scores random crops of each, and finds the best
@@ -60,8 +60,8 @@ def score(
 
     Args:
         observer: maps network input (N, C, S, S) to logits (N, classes).
-        images: uint8 candidates (n, C, H, W), all of one class; of streamed ones a few chunks are
-            in memory at a time.
+        images: uint8 candidates (n, C, H, W), all of one class; streamed ones are read in chunks, a
+            few of which are in memory at a time.
         label: class index.
         settings: number and size of the crops, patches along a side.
         seed: seed of the crops, which differ by class.
@@ -112,7 +112,7 @@ def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
     """
     from torchvision.transforms.v2.functional import resized_crop as antialiased_crop
 
-    # every image gets some of the best: neighbours in rank are in different images
+    # patches of neighbouring rank go to different images, so that every image gets some of the best
     grids = torch.arange(len(pixels)).reshape(patches**2, -1).T.reshape(-1, patches, patches)
     heights, widths = (_sides(side, patches) for side in pixels.shape[2:])
 
@@ -141,7 +141,7 @@ def _sides(side: int, patches: int) -> list[int]:
 
 
 def check_candidates(images: ImageSet, settings: SyntheticSettings, ipc: int) -> None:
-    """Reject a budget that a class has too few candidates for.
+    """Reject a budget for which a class has too few candidates.
 
     Raises:
         DataError: the budget exceeds a class; the message names both.

@@ -1,4 +1,4 @@
-"""How terms are called outside the engine: on features, labels and logits as plain tensors.
+"""Calls of terms outside the engine: on features, labels and logits as plain tensors.
 
 The engine calls a term with the statistics of an observer on the real images and its output on the
 synthetic ones. The classes here make these two from tensors, once `rayd.terms.checking` has found
@@ -152,10 +152,9 @@ class ComparesStatistics:
                     spec.update(total[spec], seen, labels)
             if not counts.any():
                 raise ValueError(f"{type(self).__name__} cannot measure no images at all.")
-            kept = {
-                spec: tuple(layer.to(device, torch.float32) for layer in layers)
-                for spec, layers in total.items()
-            }
+            kept = {}
+            for spec, layers in total.items():
+                kept[spec] = tuple(layer.to(device, torch.float32) for layer in layers)
         return Measured(kept, counts)
 
     def _sampled(

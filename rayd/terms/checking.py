@@ -1,4 +1,4 @@
-"""What terms refuse of plain tensors, in one sentence: labels, features and logits that do not fit.
+"""Checks of plain tensors given to terms: labels, features and logits that do not fit are refused.
 
 The engine's own tensors fit by construction. Those of a user's loop may not, and most of them would
 be misread in silence: an index of -1 is the last class to one operation and no class to the next,

@@ -1,6 +1,6 @@
 """Training of networks on images: students, observers, teachers and experts.
 
-What a training consists of:
+Parts of a training:
 
     training_run      one training from its first epoch to its last, with its checkpoint
     trainer           an epoch: batches, forward and backward passes, steps of the optimizer
@@ -14,7 +14,7 @@ What a training consists of:
     progress          epochs that are done
     single_images     error for a batch that cannot be normalised
 
-What is trained with it:
+Trainings that are built from them:
 
     squeeze           observers and teachers on the real images
     experts           experts, whose weights after every epoch are kept (`trajectories`)

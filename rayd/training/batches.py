@@ -2,8 +2,8 @@
 
 The draws of a batch are, in order of application: its images, the random view of each (`transform`,
 then DSA's `augmentation`), and their pairwise mixing. All derive from (seed, purpose, epoch, index
-of the batch), independent of what ran before. A set of a single batch is not shuffled, as its order
-would only affect rounding.
+of the batch) only. A set of a single batch is not shuffled, as its order would only affect
+rounding.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class DrawnBatch:
         """Mix images (n, C, H, W).
 
         Returns:
-            The mixed images, the partner of each (n,) or None, and the share of the image itself.
+            The mixed images (n, C, H, W), the index of each one's partner (n,) or None, and the
+            share of the image itself.
         """
         if self.mix is None:
             return images, None, 1.0
@@ -208,7 +209,7 @@ class Replay:
 
     def _tensors(self, epoch: int) -> dict[str, Tensor]:
         if self._chunk is None or epoch not in self._chunk.epochs:
-            # release the old chunk before reading the new one
+            # free the old chunk before reading the next one
             self._chunk = None
             self._chunk = self._stored.chunk(epoch)
         return self._chunk.of(epoch)

@@ -3,7 +3,7 @@ r"""Training of experts: networks whose parameters are stored after every epoch 
 George Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (MTT, CVPR
 2022): 100 experts, 50 epochs of plain SGD (step size 0.01, batches of 256, neither momentum nor
 weight decay nor a schedule) with DSA parameters drawn per image. Experts are deliberately not good
-classifiers: what counts is a trajectory that few large steps can follow.
+classifiers: their trajectories have to be reproducible in few large steps.
 
 Flat trajectories (Jiawei Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset
 Distillation", FTD, CVPR 2023), also used by DATM, are those of GSAM (Juntang Zhuang et al.,
@@ -18,14 +18,14 @@ gradients of its batch, and descends
 Only the component of g orthogonal to g_p counts, so that the loss at the perturbed parameters
 decreases as in SAM, and its gap to the loss as well.
 
-**Paper and released code differ.** The code of FTD and DATM has adaptive SAM switched on: it climbs
-by rho w^2 g / || |w| g ||, products elementwise with the parameters w, which is shorter than rho by
-about the size of a parameter. Here is the printed step, of length rho.
+**Paper and released code differ.** The code of FTD and DATM enables adaptive SAM: it perturbs by
+rho w^2 g / || |w| g ||, products elementwise with the parameters w, which is shorter than rho by
+about the size of a parameter. This module uses the printed step, of length rho.
 
-Each expert is trained by itself. Training several small ones at once
+Experts are trained one at a time. Training several small ones at once
 (`torch.func.stack_module_state` and `vmap`) was slower on a CPU core: 0.5 to 0.85 times the speed
 for ConvNets of width 8 to 32, four or eight together, 0.9 to 1.2 for MLPs, as convolutions with
-different weights become grouped ones. On a GPU, let several workers share it.
+different weights become grouped ones. On a GPU, several workers can share the device instead.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def train_expert(
         seed: seed of all draws.
         device: device to train on; the network is moved there.
         path: path of the trajectory file.
-        facts: metadata of the file, in addition to index, seed, seconds and `train_accuracy`, the
-            accuracy on at most 10,000 training images at the end.
+        facts: additional metadata of the file; index, seed, seconds and `train_accuracy`, the final
+            accuracy on at most 10,000 training images, are added.
         checkpoint: path of the state of an unfinished expert; removed when the generator is
             resumed after the result.
 

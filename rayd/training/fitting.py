@@ -1,13 +1,13 @@
-"""A plain training loop for analyses and applications, which need weights rather than accuracies.
+"""A plain training loop, for analyses and applications that need trained weights.
 
 Students of an evaluation follow a protocol, with augmentation, teachers and checkpoints
-(`rayd.evaluation.student`); this is SGD with momentum on shuffled batches and nothing else.
+(`rayd.evaluation.student`); this is just SGD with momentum on shuffled batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import count
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,12 @@ def fit(
         images: network input (n, C, H, W).
         labels: class indices (n,), or soft labels (n, classes).
         steps: optimizer steps; the last batch of a pass over the images may be smaller.
-        batch_size: most images of a batch.
-        learning_rate: first step size.
+        batch_size: maximum number of images per batch.
+        learning_rate: initial step size.
         momentum: of SGD.
         weight_decay: of SGD.
         seed: seed of the order of images, and of dropout.
-        penalty: added to the cross-entropy.
+        penalty: computes a scalar that is added to the cross-entropy.
         on_step: called with the number of steps done, before each step and after the last.
 
     Returns:
@@ -65,45 +65,46 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     network.train()
-    done = 0
-    for epoch in count():
-        if done >= steps:
-            break
-        order = torch.randperm(len(images), generator=seeding.generator(seed, "fit", epoch))
-        for rows in torch.split(order, batch_size):
-            if done >= steps:
-                break
-            if on_step is not None:
-                on_step(done)
-                network.train()
-            # dropout can only draw from the global generator
-            dropout = seeding.seeded(seed, "fit dropout", done, device=device)
-            with dropout, single_images.explained("network", len(images), "batch_size"):
-                logits = network(images[rows].to(device))
-            loss = cross_entropy(logits, labels[rows].to(device))
-            if penalty is not None:
-                loss = loss + penalty(network)
-            if not loss.isfinite():
-                raise RunError(
-                    f"Training diverged: the loss is {loss.item()} after {done} steps; use a "
-                    "smaller step size."
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            done += 1
+    batches = _shuffled(len(images), batch_size, seed)
+    for done, rows in enumerate(itertools.islice(batches, steps)):
+        if on_step is not None:
+            on_step(done)
+            # in case the callback has evaluated the network
+            network.train()
+        # dropout can only draw from the global generator
+        dropout = seeding.seeded(seed, "fit dropout", done, device=device)
+        with dropout, single_images.explained("network", len(images), "batch_size"):
+            logits = network(images[rows].to(device))
+        loss = cross_entropy(logits, labels[rows].to(device))
+        if penalty is not None:
+            loss = loss + penalty(network)
+        if not loss.isfinite():
+            raise RunError(
+                f"Training diverged: the loss is {loss.item()} after {done} steps; use a "
+                "smaller step size."
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
     if on_step is not None:
-        on_step(done)
+        on_step(steps)
     return network.eval()
+
+
+def _shuffled(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Rows (n,) of shuffled batches, pass after pass over `count` images, without end."""
+    for epoch in itertools.count():
+        order = torch.randperm(count, generator=seeding.generator(seed, "fit", epoch))
+        yield from torch.split(order, batch_size)
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 512) -> float:
-    """Share of images that a network classifies correctly.
+    """Fraction of images that a network classifies correctly.
 
     Args:
-        network: used in its present mode.
+        network: used in its current mode.
         images: network input (n, C, H, W).
         labels: class indices (n,).
         batch_size: images of a forward pass.

@@ -1,15 +1,15 @@
-"""Scores of real images by how a network learns them: forgetting and early errors.
+"""Scores of real images from the training of a network: forgetting and early errors.
 
-    forgetting(i)   how often image i goes from right to wrong between two of its turns in a batch
-    el2n(i)         || softmax(f(x_i)) - onehot(y_i) ||_2, f the network after a few epochs
+    forgetting(i)   number of times that image i turns from right to wrong between consecutive
+    visits el2n(i)         || softmax(f(x_i)) - onehot(y_i) ||_2, f the network after a few epochs
 
 Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning" (ICLR
 2019), and Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021). An image that
-is never right is forgotten in every epoch, more often than any that is learned: the papers call its
-number infinite. `rayd.data.selection` chooses by these scores.
+is never classified correctly counts as forgotten in every epoch, more often than any that is
+learned (the papers set its count to infinity). `rayd.data.selection` chooses by these scores.
 
-**Different from the papers**: images are not augmented, networks are few and learn for few epochs
-(`ranking.count`, `ranking.epochs`).
+**Differences from the papers**: images are not augmented, and few networks are trained for few
+epochs (`ranking.count`, `ranking.epochs`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rank(
     seed: int,
     device: torch.device,
 ) -> Iterator[EpochProgress | Scores]:
-    """Train a network and score the images meanwhile.
+    """Train a network, and score the images during the training.
 
     Yields an `EpochProgress` after every epoch, then the scores.
 
@@ -52,8 +52,8 @@ def rank(
         device: where to train.
 
     Raises:
-        RunError: the training diverged, so that scores would be those of a network that knows
-            nothing; or a batch of one image cannot be normalised.
+        RunError: the training diverged, so scores would be meaningless, or a batch of one image
+            cannot be normalised.
     """
     devices.to_device(network, device)
     optimizer = torch.optim.SGD(
@@ -89,7 +89,7 @@ def rank(
         if epoch + 1 == settings.early:
             with devices.convolutions(device, "float32"):
                 errors = _errors(network, training, settings.batch_size, device)
-        # of the last batch alone: once it is not finite, it stays so
+        # the last batch suffices: once the loss is not finite, it stays so
         last_loss = float(loss.detach())
         if not (math.isfinite(last_loss) and errors.isfinite().all()):
             raise RunError(

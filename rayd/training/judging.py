@@ -41,7 +41,7 @@ def predictions(
     device: torch.device,
     precision: str,
 ) -> list[Tensor]:
-    """The class that a network with each of several weights takes each image for.
+    """Predicted classes of images, by a network with each of several sets of weights.
 
     The images are processed in a single pass. The network is left in eval mode, its own weights
     unchanged.

@@ -28,7 +28,7 @@ from rayd.config import EvaluationSettings
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Labels of a batch of n images, mixed or not."""
+    """Targets of a batch of n images, mixed or not."""
 
     labels: Tensor
     """Class indices int64 or soft labels (rows of classes) of the n images, followed by those of

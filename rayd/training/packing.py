@@ -36,8 +36,8 @@ def pack(what: str, states: Sequence[StateDict], sizes: Sequence[int]) -> dict[s
     packed = {}
     for name in states[0]:
         tensors = [state[name] for state in states]
-        # shapes alone do not always tell (a box of 4 numbers in batches of 4 images), but both
-        # layouts give back the same tensors
+        # shapes can be ambiguous (a box of 4 numbers in batches of 4 images), but then both layouts
+        # restore the same tensors
         by_image = all(
             tensor.ndim and len(tensor) == size for tensor, size in zip(tensors, sizes, strict=True)
         )
@@ -63,7 +63,10 @@ def unpack(what: str, packed: StateDict, sizes: Sequence[int]) -> list[dict[str,
 
 def stack(epochs: Sequence[StateDict]) -> dict[str, Tensor]:
     """Stack the draws of several epochs, with narrowed integers."""
-    return {name: narrow(torch.stack([epoch[name] for epoch in epochs])) for name in epochs[0]}
+    stacked = {}
+    for name in epochs[0]:
+        stacked[name] = narrow(torch.stack([epoch[name] for epoch in epochs]))
+    return stacked
 
 
 def unstack(stacked: StateDict, index: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-r"""Data-parallel training: one process, or several with a part of every batch each.
+r"""Data-parallel training: one process, or several that each compute a part of every batch.
 
 With a batch of n images split into parts of :math:`n_k` for N processes, process k minimises
 :math:`w_k` times its mean loss, :math:`w_k = N n_k / n`, so that the mean over processes, of losses
@@ -8,7 +8,7 @@ so N processes train the same network as one, up to rounding and to
 - batch normalisation: on CUDA its statistics are those of the whole batch (torch has
   `SyncBatchNorm` for CUDA only); otherwise each process normalises its own part, and the stored
   running statistics are those of the first process;
-- dropout, which every process draws for itself.
+- dropout, which each process draws separately.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Parallelism:
     leads = True
     """Whether this process writes checkpoints, evaluates the network and reports progress."""
     indices: tuple[int, ...] = ()
-    """Part of the key of dropout's draws that differs between processes."""
+    """Part of the key of dropout's draws, different in each process."""
 
     def part(self, batch: DrawnBatch, count: int) -> BatchPart:
         """Part of a batch, of a set of `count` images, for this process."""
@@ -127,6 +127,6 @@ def share(images: int, rank: int, size: int) -> tuple[range, float]:
     parts = max(1, min(size, images // LEAST))
     index = rank % parts
     taken = range(images * index // parts, images * (index + 1) // parts)
-    # processes that compute the same part
+    # number of processes that compute the same part
     replicas = len(range(index, size, parts))
     return taken, size * len(taken) / (images * replicas)

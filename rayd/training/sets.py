@@ -69,15 +69,15 @@ def taken(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yield each batch with its images, in order.
 
-    Streamed images are decoded ahead, in other threads; images in host memory are gathered ahead
-    for a GPU.
+    Streamed images are prefetched by decoding threads; for a GPU, images in host memory are
+    gathered ahead.
 
     Args:
         images: images of the set.
         batches: requested batches.
         rows: maps a batch to the rows of its images.
-        device: device that needs the images; they are returned on their own device, in pinned
-            memory if that is the host of a GPU.
+        device: device on which the images will be used; they are yielded where they are stored, in
+            pinned memory if they are in host memory and `device` is a GPU.
     """
     if isinstance(images, StreamedImages):
         threads = decoding_threads()
@@ -99,8 +99,8 @@ def _images(images: ImageArray) -> Images:
 def shared_tensor(array: npt.NDArray[Any]) -> Tensor:
     """A tensor over the memory of an array, without a copy; it must not be written to.
 
-    Arrays in Ray's object store are read-only, and all workers of a machine share them: of a set
-    that takes half of its memory none may make a copy of its own.
+    Arrays in Ray's object store are read-only and shared by all workers of a machine: of a set that
+    takes half of its memory, no worker can afford a copy.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
@@ -126,11 +126,11 @@ class TrainingSet:
     normalization: Normalization | None = None
     """Map from pixels to network input; None if the images are network input."""
     name: str = "training"
-    """Name in error messages: `distilled`, `random`, `whole`, ..."""
+    """Name in messages: `distilled`, `random`, `whole`, ..."""
     class_names: tuple[str, ...] = ()
     """One name per class, in label order; empty if unknown."""
     source: ImageSet | None = None
-    """Underlying real images, whose fingerprint is used for the set."""
+    """Underlying real images, whose fingerprint is that of the set."""
 
     def __post_init__(self) -> None:
         if self.images.dtype == torch.uint8 and self.normalization is None:
@@ -185,7 +185,8 @@ class TrainingSet:
         return images
 
     def resident(self, device: torch.device) -> tuple[Images, Tensor]:
-        """Images and labels to take batches from: on the device if at most half its free memory.
+        """Images and labels from which batches are taken: on the device if they take at most half
+        of its free memory.
 
         Streamed images stay where they are.
         """

@@ -71,7 +71,7 @@ def squeeze(
         network: the observer with its initial weights, trained in place; with `epochs: 0` it is
             only evaluated.
         training: real images with hard labels.
-        settings: the protocol; `workers` is handled by the caller, who sets `parallelism`.
+        settings: the protocol; `workers` is handled by the caller, which sets `parallelism`.
         seed: seed of all draws.
         device: device to train on; the network is moved there.
         classes: number of classes.
@@ -147,7 +147,7 @@ def _judged(training_run: TrainingRun, validation: TrainingSet | None) -> Squeez
 
 
 def judged_on(training: TrainingSet) -> TrainingSet:
-    """At most `JUDGED` of the images, evenly spaced."""
+    """Select at most `JUDGED` of the images, evenly spaced."""
     count = min(len(training), JUDGED)
     return training.part(torch.arange(count) * len(training) // count)
 

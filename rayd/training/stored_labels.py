@@ -14,8 +14,8 @@ with, for E epochs of N images in B batches and C classes (see `rayd.training.pa
 | `transform.*` | (E, N, ...) or (E, B, ...) | views of the images |
 | `mix.*` | (E, N, ...) or (E, B, ...) | partners, boxes or shares |
 
-and, as metadata, the inputs of the labels (`Labelled`) and a hash of the tensors. Replaying needs
-nothing of the machine or the random generators that produced them.
+and, as metadata, the inputs of the labels (`Labelled`) and a hash of the tensors. Replaying depends
+neither on the machine nor on the random generators that produced them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHUNK_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Labelled:
-    """Inputs that labels were computed from, and which must match where they are used."""
+    """Inputs from which labels were computed; they must match where the labels are used."""
 
     images: str
     """Fingerprint of images and normalisation."""
@@ -292,9 +292,9 @@ class StoredLabels:
                     f"'{path}' is damaged: its tensors are not those that were written."
                 )
         except ArtifactError as error:
-            # a run that is resumed makes the chunks that are missing, and reads no others before
+            # a resumed run first computes the missing chunks, and does not read others before
             raise ArtifactError(
-                f"{error} Move it away, and 'rayd distill --resume' of its run makes it again."
+                f"{error} Move it away, and 'rayd distill --resume' of its run recomputes it."
             ) from error
         return LabelChunk(epochs, tensors)
 

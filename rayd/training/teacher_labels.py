@@ -1,9 +1,9 @@
-"""Labels that teachers make: their logits of a student's batches, online or for all students once.
+"""Labels by teachers: their logits for a student's batches, online or once for all students.
 
 `rayd.training.stored_labels` keeps those of all students and replays them.
 
 Images are mixed before they are labelled: labels of un-mixed images, as in one branch of G-VBSM's
-released code, would belong to other images. Several teachers are averaged by their logits. The mean
+released code, would belong to other images. The logits of several teachers are averaged. The mean
 is rounded to the precision of stored labels, also online, so that students get the same labels
 either way.
 """
@@ -28,7 +28,7 @@ from rayd.transfer import upload
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
 MIN_TEACHER_BATCH = 64
-"""Images of a forward pass of the teachers, at least: smaller batches of a student are combined."""
+"""Minimum number of images per forward pass of the teachers; smaller batches are combined."""
 
 Item = TypeVar("Item", bound=Sized)
 
@@ -76,7 +76,8 @@ class Teachers:
         return mean.to(self._precision).float()
 
     def check(self) -> None:
-        """Raise an error if logits were not finite; synchronises, so call it once per epoch.
+        """Raise an error if any logit was not finite. It synchronises with the device, so call it
+        once per epoch.
 
         Raises:
             RunError: a logit since the last check is not finite in the precision of labels.

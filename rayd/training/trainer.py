@@ -1,9 +1,9 @@
 """Training of one network on one set under one protocol, epoch after epoch.
 
 Each step takes the view of a batch, mixes it, queries the teachers if there are any, and applies
-the gradient of the loss. Everything that changes is in `state`, and every draw derives from (seed,
-purpose, epoch, batch), so a training resumed from its state gives the same result as an
-uninterrupted one: bit for bit on the CPU with the same number of threads.
+the gradient of the loss. All mutable state is in `state`, and every draw derives from (seed,
+purpose, epoch, batch), so a training that is resumed gives the same result as an uninterrupted one:
+bit for bit on the CPU with the same number of threads.
 
 The moving average of the weights starts at the initial ones and is updated after every step,
 
@@ -113,7 +113,7 @@ class Trainer:
         self._parallelism = parallelism
         self._images, self._labels = training.resident(device)
         self._parameters = dict(network.named_parameters())
-        # `restart` makes the optimizer anew at its milestones, which forgets the momentum
+        # `restart` creates a new optimizer at its milestones, which resets the momentum
         self._restarts: tuple[int, ...] = ()
         if settings.schedule.name == "restart":
             self._restarts = milestone_epochs(settings.schedule, epochs)
@@ -224,7 +224,7 @@ class Trainer:
 
     def _pass(self) -> Tensor:
         """One pass over the set; returns its mean loss."""
-        # train() visits all modules, which is needed only after a test
+        # train() visits all modules, so call it only when needed: after a test
         if not self.network.training:
             self._joined.train()
         total = torch.zeros((), device=self.device)
@@ -276,7 +276,8 @@ class Trainer:
         """One optimizer step on a part of a batch; returns its weighted loss before the step."""
         target = Target(batch.labels, batch.partners, batch.kept, logits)
         if self._clean_forward:
-            # in a separate autocast context: its cache would keep weights cast without gradient
+            # in a separate autocast context, whose cache would otherwise keep weights cast without
+            # gradient
             with torch.no_grad(), autocast(self.device, self.settings.precision):
                 self._joined(batch.images[: len(batch)])
         with autocast(self.device, self.settings.precision):
@@ -296,8 +297,8 @@ class Trainer:
 
 
 def _by_decay(parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Matrices and kernels, and all other parameters, as the released code of SRe2L, RDED and EDC
-    tells them apart.
+    """Split parameters into matrices and kernels, and all others, as in the released code of SRe2L,
+    RDED and EDC.
     """
     decaying: list[Tensor] = []
     exempt: list[Tensor] = []

@@ -37,7 +37,7 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Subject:
-    """Names of a training in messages."""
+    """Names in messages about a training."""
 
     kind: str
     """`student`, ..."""
@@ -192,14 +192,14 @@ class TrainingRun:
 def resumed_together(
     make: Callable[[], TrainingRun], checkpoint: Path | None, parallelism: Parallelism
 ) -> TrainingRun:
-    """The same in all processes that train a network together: where not all of them find its
-    checkpoint, they start from the beginning.
+    """Resume in all processes that train a network together; if some of them do not find its
+    checkpoint, all start from the beginning.
     """
     training_run = resumed(make, checkpoint)
     if parallelism.agree(training_run.trainer.epoch):
         return training_run
     logger.warning(
-        "The %s restarts from the beginning: not all of its workers find its checkpoint '%s'.",
+        "The %s restarts from the beginning, as not all of its workers find its checkpoint '%s'.",
         training_run.subject.name,
         checkpoint,
     )

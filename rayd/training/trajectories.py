@@ -23,7 +23,7 @@ ROWS = "epochs"
 
 
 class Trajectory:
-    """Trajectory of an expert: `trajectory[t]` are its parameters (P,), float32, after epoch t.
+    """Trajectory of an expert: `trajectory[t]` is the parameters (P,), float32, after epoch t.
 
     Epoch 0 is the initialisation.
 

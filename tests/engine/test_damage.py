@@ -131,7 +131,7 @@ def test_a_damaged_result_is_made_again_once_it_is_moved_away(tmp_path, name):
     expected = bytes_of(tmp_path / "run")
     result.write_bytes(result.read_bytes()[:70])
     with pytest.raises(
-        ArtifactError, match=r"is truncated .* Move '.*distilled' away, and --resume makes it again"
+        ArtifactError, match=r"is truncated .* Move '.*distilled' away, and --resume recomputes it"
     ):
         distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     result.parent.rename(tmp_path / "damaged")

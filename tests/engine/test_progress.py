@@ -59,18 +59,18 @@ def at(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0 + seconds)
 
 
-def test_time_left_begins_with_what_was_foreseen_and_follows_the_work(monkeypatch):
+def test_time_left_begins_with_the_forecast_and_follows_the_work(monkeypatch):
     """Nine tenths of the units are a tenth of the work: counted alike, they would promise a tenth
     of the time.
     """
-    meter = StageProgress("evaluate", 100, "epochs", foreseen=40.0, _began=100.0)
+    meter = StageProgress("evaluate", 100, "epochs", expected_seconds=40.0, _began=100.0)
     at(monkeypatch, 0.0)
     meter.update(0, share=0.0)
     assert meter.seconds_left == pytest.approx(40)
     at(monkeypatch, 4.0)
     meter.update(90, share=0.1)
     assert meter.seconds_left == pytest.approx(36)
-    # the machine is half as fast as was foreseen
+    # the machine is half as fast as expected
     at(monkeypatch, 40.0)
     meter.update(95, share=0.5)
     assert 36 < meter.seconds_left < 41

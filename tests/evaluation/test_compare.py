@@ -62,7 +62,7 @@ def test_equal_sets_are_one_distillation(tmp_path, caplog):
     (group,) = compare(paths).groups
     assert group.accuracies["distilled"].runs == pytest.approx((0.85, 0.75))
     assert [record.getMessage() for record in caplog.records] == [
-        f"'{paths[1]}' holds the set of '{paths[0]}', so that both are one distillation."
+        f"'{paths[1]}' holds the same set as '{paths[0]}'; they count as one distillation."
     ]
 
 

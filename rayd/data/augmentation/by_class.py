@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,9 @@ def _kind(operation: Operation) -> tuple[Any, ...]:
 def _stacked(operations: Sequence[Operation]) -> Operation:
     """Stack operations of one kind into one, with a row of parameters for each."""
     tensors = [_tensors(operation) for operation in operations]
-    stacked = {name: torch.cat([drawn[name] for drawn in tensors]) for name in tensors[0]}
+    stacked = {}
+    for name in tensors[0]:
+        stacked[name] = torch.cat([drawn[name] for drawn in tensors])
     return _with(operations[0], stacked)
 
 
@@ -154,7 +156,10 @@ def _to_device(stages: list[list[_Part]], device: torch.device) -> list[list[_Pa
         indices = on_device.pop("")
         moved.append(replace(part, operation=_with(part.operation, on_device), indices=indices))
     ordered = iter(moved)
-    return [[next(ordered) for _ in stage] for stage in stages]
+    regrouped = []
+    for stage in stages:
+        regrouped.append(list(islice(ordered, len(stage))))
+    return regrouped
 
 
 def _values(operation: Operation) -> dict[str, Any]:

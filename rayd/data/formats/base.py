@@ -52,7 +52,7 @@ class Split:
     read: ReadPixels
     """Decoder of its pixels."""
     origin: str = ""
-    """What the split was in the data set, e.g. a folder; empty if that is nothing new."""
+    """Origin of the split in the data set, e.g. a folder; empty if that adds no information."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,11 @@ class SplitSubset:
     labels: Labels
     """Their labels, int64 (len(rows),)."""
     origin: str | None = None
-    """How they came to be this split, as a clause; None: as the split was found."""
+    """Reason for the assignment to this split, as a clause; None if the split was found as such."""
 
     @property
     def described(self) -> str:
-        """Where the images come from, as a clause."""
+        """Origin of the images, as a clause."""
         return self.split.origin if self.origin is None else self.origin
 
     def at(self, positions: Rows) -> SplitSubset:
@@ -96,7 +96,7 @@ class Source:
     splits: Mapping[SplitName, Split]
     """Splits by name, at least `train`."""
     left_out: tuple[str, ...] = ()
-    """What was found there and not read, and why, as clauses."""
+    """Content that was found but not read, and why, as clauses."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rayd.config import DataSettings
 
 DESCRIPTION = "a folder of images for each class"
-"""What messages call the format."""
+"""Name of the format in messages."""
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -150,7 +150,7 @@ def open_listing(listing: Listing, settings: DataSettings | None = None) -> Sour
 
 @dataclass
 class _Folder:
-    """What one folder holds."""
+    """Content of one folder."""
 
     images: int = 0
     """Images directly inside."""
@@ -202,7 +202,7 @@ class _Tree:
         return sorted(self.folders[folder].below) if folder in self.folders else []
 
     def at(self, *parts: str) -> _Folder:
-        """What a folder holds."""
+        """List the content of a folder."""
         return self.folders.get(os.path.join("", *parts), _Folder())
 
     def count(self, folder: str) -> int:
@@ -511,7 +511,7 @@ def without_tables(suffixes: Container[str]) -> str:
 
 
 def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
-    """What was not read, and why, as clauses."""
+    """Content that was not read, and why, as clauses."""
     found = [*_unused_images(tree, used), *_other_files(tree)]
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]

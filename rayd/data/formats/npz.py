@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rayd.config import DataSettings
 
 DESCRIPTION = "an .npz file"
-"""What messages call the format."""
+"""Name of the format in messages."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

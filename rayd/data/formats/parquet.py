@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rayd.config import DataSettings
 
 DESCRIPTION = "a folder of Parquet files"
-"""What messages call the format."""
+"""Name of the format in messages."""
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")

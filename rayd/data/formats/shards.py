@@ -57,9 +57,9 @@ class ParquetFiles:
     splits: dict[SplitName, list[DataFile]]
     """Files of each split, in the order of their names."""
     origins: dict[SplitName, str]
-    """What each split is called there."""
+    """Name of each split there."""
     left_out: tuple[str, ...]
-    """What is not read, as clauses."""
+    """Content that is not read, as clauses."""
 
 
 def is_parquet(name: str) -> bool:

@@ -6,7 +6,7 @@ depend on, which excludes the values of images.
 
     kept       counts in the store
     training   networks that are trained, tested, or label images
-    measuring  networks that look at real images
+    measuring  networks that process real images
     synthesis  a step of the synthesis
     stand_ins  placeholders for data, networks and workers
 """

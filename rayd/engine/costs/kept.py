@@ -36,7 +36,7 @@ class KeptCounts:
 
     Attributes:
         recipe: the run.
-        data: its images; only their number, shape and labels are used.
+        data: its images, of which only number, shape and labels are used.
         store: where counts are kept.
     """
 
@@ -57,7 +57,7 @@ class KeptCounts:
     def _cached(
         self, name: str, inputs: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """A count from this process or the store, or else a new one."""
+        """A count from this process or the store, computed if it is in neither."""
         shape = {
             "shape": list(self.data.shape),
             "classes": self.data.classes,
@@ -79,7 +79,7 @@ class KeptCounts:
     def _count(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Count]) -> Count:
         try:
             return Count.from_json(self._cached(name, inputs, lambda: make().to_json()))
-        # written by another version, or edited
+        # written by another version, or edited by hand
         except (KeyError, TypeError, ValueError, ArtifactError):
             return make()
 

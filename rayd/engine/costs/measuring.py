@@ -1,4 +1,4 @@
-"""Costs of networks that look at real images: what is measured, and scored."""
+"""Costs of networks that process real images: measuring and scoring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rayd.synthetic.rded import CHUNK
 
 @dataclass(eq=False)
 class MeasuringCosts(KeptCounts):
-    """Costs of networks that look at real images."""
+    """Costs of networks that process real images."""
 
     _statistics: dict[tuple[NetworkGroup, str], States] = field(default_factory=dict)
     """Statistics of one network of each architecture that was counted."""
@@ -82,7 +82,7 @@ class MeasuringCosts(KeptCounts):
         return {"recipe": settings}
 
     def _first_labels(self, count: int) -> str:
-        """Hash of the labels of the first images, as the cost depends on the classes of a batch."""
+        """Hash of the first images' labels, as the cost depends on the classes in a batch."""
         return content_hash({"labels": self.data.train.labels[:count].tolist()})
 
     def _shard(self, group: NetworkGroup, index: int) -> dict[str, Count]:
@@ -99,10 +99,10 @@ class MeasuringCosts(KeptCounts):
             )
             merged = counting.take()
             if first.number > MANY:
-                # the work of each shard beyond its batches is negligible
+                # apart from its batches, the work per shard is negligible
                 nothing = Count()
                 return {"once": nothing, "shard": nothing, "batch": first, "merged": merged}
-            # differences separate the work done once, per shard and per batch
+            # differences of these counts separate the work done once, per shard and per batch
             self._measure(network_id, 1)
             again = counting.take()
             self._measure(network_id, 2)
@@ -131,7 +131,7 @@ class MeasuringCosts(KeptCounts):
         return LocalRef((pixels(self.data, len(rows)), self.data.train.labels[rows]))
 
     def _merged(self, network_id: NetworkId, part: States, batches: int) -> States:
-        """Statistics of the first batches as the driver keeps them, for all classes."""
+        """Statistics of the first batches in the merged form, with rows for all classes."""
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = torch.tensor(self.data.train.labels[rows])
         return merged(

@@ -1,4 +1,4 @@
-"""Placeholders for data, networks and workers while the operations of a run are counted."""
+"""Placeholders for data, networks and workers, used while operations are counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pixels(data: ImageData, count: int) -> Any:
 
 
 def stand_in(data: ImageData, images: int, real: bool) -> TrainingSet:
-    """A set of images without values."""
+    """A set of placeholder images."""
     # created while operations are counted, so it takes no memory
     dtype = torch.uint8 if real else torch.float32
     pixels = torch.zeros(1, dtype=torch.float32).expand(images, *data.shape).to(dtype, copy=True)
@@ -72,12 +72,12 @@ class _RandomNetworks(WorkerNetworks):
         return super().fixed(replace(network_id, index=0), None, precision)
 
     def trained(self, network_id: NetworkId, weights: Any) -> Observer:
-        """The same one."""
+        """The same network; trained weights have the same cost."""
         return self.fixed(network_id, weights, "float32")
 
 
 class CountingWorker(Worker):
-    """A worker with one random network per architecture, and without students' steps."""
+    """A worker with one random network per architecture that does not take students' steps."""
 
     def _new_networks(self) -> WorkerNetworks:
         return _RandomNetworks(self._recipe, self._method, self._facts, self._device)

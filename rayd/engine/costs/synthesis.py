@@ -1,4 +1,4 @@
-"""Costs of the synthesis: of a step, and of a student of trajectory matching."""
+"""Costs of the synthesis: a step, and a student of trajectory matching."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rayd.objectives.trajectory import Segment
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 CYCLE = 8
-"""Most steps of a synthesis that are counted; fewer suffice if every architecture had its turn."""
+"""Maximum number of steps to count; fewer suffice once every architecture has had its turn."""
 STUDENT_STEPS = (2, 4)
 """Steps of a student that are counted; their difference gives the cost of one more."""
 
@@ -69,12 +69,12 @@ class StepCost:
 
 
 class SynthesisCosts(MeasuringCosts):
-    """Costs of the synthesis, with networks of the right size and no meaning."""
+    """Costs of the synthesis, counted with untrained networks of the right size."""
 
     def start(self) -> synthetic.SyntheticSet:
-        """A synthetic set before the first step; the source of its images does not affect costs."""
+        """The synthetic set before the first step; costs do not depend on its initial images."""
         labels = "hard" if self.recipe.synthetic.labels == "hard" else "random"
-        # an initial set of real images, or of predicted labels, would need data and experts
+        # initial sets of real images or with predicted labels would need data and experts
         cheap = self.recipe.synthetic.model_copy(update={"init": "noise", "labels": labels})
         return synthetic.initial(self.recipe.model_copy(update={"synthetic": cheap}), self.data)
 
@@ -100,7 +100,7 @@ class SynthesisCosts(MeasuringCosts):
             return self._counted_steps()
 
     def _counted_steps(self) -> tuple[StepCost, dict[NetworkGroup, int]]:
-        """Count steps of the synthesizer until each architecture had its turn; see `step`."""
+        """Count steps of the synthesizer until each architecture has had its turn; see `step`."""
         recipe = self.recipe
         method = methods.build(recipe)
         steps = _cycle(recipe, method)
@@ -109,8 +109,8 @@ class SynthesisCosts(MeasuringCosts):
             measured, size = self._measured(method)
             block = self._block(measured, 2 * steps)
             synthesizer = Synthesizer(pool)
-            # the first steps are not counted: they build networks and fill caches, of which
-            # measuring did most already
+            # the first steps are not counted: they build networks and fill caches, most of which is
+            # already part of measuring
             warm = 1 if measured and recipe.observers.model_pool is None else steps
             synthesizer.advance(block, 0, warm)
             counting.take()
@@ -132,9 +132,9 @@ class SynthesisCosts(MeasuringCosts):
         return cost, size
 
     def _block(self, measured: dict[NetworkId, LocalRef], steps: int) -> BlockTask:
-        """The first block of the set, of more steps than are counted."""
+        """The first block of the set, with more steps than are counted."""
         recipe = self.recipe
-        # without checkpoints and log lines, and the last step is never reached
+        # without checkpoints and log lines, and with a last step that is never reached
         quiet = {
             "steps": max(recipe.synthesis.steps, steps + 1),
             "checkpoint_every": 10**9,
@@ -195,7 +195,7 @@ class SynthesisCosts(MeasuringCosts):
         objective = methods.build(self.recipe).trajectory_objective
         assert objective is not None
         settings = objective.settings
-        # parameters after every step, and the graph of one step or of all
+        # parameters after every step, and the graph of one step or of all steps
         vectors = (settings.steps + 1) * self._parameter_bytes()
         graphs = self._student(1).saved_bytes * (settings.steps if settings.way == "full" else 1)
         size = graphs + vectors

@@ -54,7 +54,7 @@ class TrainingCosts(KeptCounts):
             real: whether images are pixels, or network input as in synthetic sets.
         """
         batch = min(settings.batch_size, images)
-        # batches that teachers label at once
+        # number of batches that teachers label at once
         together = -(-MIN_TEACHER_BATCH // batch) if labels == "online" else 1
         batches = -(-images // batch)
 
@@ -79,7 +79,7 @@ class TrainingCosts(KeptCounts):
             return epoch(None)
         few = epoch(together)
         if few.number > MANY:
-            # the work of each epoch beyond its batches is negligible
+            # apart from its batches, the work per epoch is negligible
             return few * (images / (batch * together))
         # otherwise two counts separate it from that of the batches
         more = epoch(2 * together)
@@ -95,7 +95,7 @@ class TrainingCosts(KeptCounts):
         real: bool = True,
     ) -> float:
         """Memory that a network's training takes on its device, in bytes: weights, gradients and
-        moments, what is saved for the backward pass, and the training set. The arguments are those
+        moments, tensors saved for the backward pass, and the training set. The arguments are those
         of `training`.
         """
         saved = self.training(network, settings, images, labels, real).saved_bytes
@@ -103,7 +103,7 @@ class TrainingCosts(KeptCounts):
             weights = sum(parameter.nbytes for parameter in self._built(network).parameters())
             labelling = [self._built(one.architecture) for one in teachers(self.recipe)]
             if labels == "online":
-                # teachers save nothing, but look at several batches at a time
+                # teachers save nothing, but process several batches at a time
                 saved *= 2
                 saved += sum(one.nbytes for net in labelling for one in net.parameters())
         # weights and gradients; momentum, or Adam's two moments; the moving average

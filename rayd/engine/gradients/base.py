@@ -1,12 +1,12 @@
-"""Gradient sources: what a step computes on the workers, and what becomes of the results.
+"""Gradient sources: the tasks that a step computes on the workers, and the use of their results.
 
-A step of the synthesis (`rayd.engine.synthesizer`) reads
+A step of the synthesis (`rayd.engine.synthesizer`) does
 
     work    = source.work(step, images)
     results = pool.map("compute", [task for task, _ in work])
     update  = source.update(step, results)
 
-The source knows which networks take part in a step, and keeps what the next step needs.
+The source selects the networks of a step, and keeps state for the next one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rayd.methods import Method
 
 
 class SharedImages(NamedTuple):
-    """The synthetic images of a step, where workers can reach them."""
+    """The synthetic images of a step, shared with the workers."""
 
     template: ObjectRef
-    """State of the block at the start (`SyntheticSet.state_dict`): replicas are made of it."""
+    """Initial state of the block (`SyntheticSet.state_dict`), from which replicas are created."""
     parameters: ObjectRef
-    """Its parameters now."""
+    """Current parameters of the block."""
     average: ObjectRef | None
-    """Their moving average, where a term needs it."""
+    """Moving average of the parameters, if a term needs it."""
 
 
 class Work(NamedTuple):
@@ -38,20 +38,18 @@ class Work(NamedTuple):
     task: Any
     """The argument of `ObserverTasks.compute`."""
     affinity: int
-    """Work of equal affinity goes to the same worker by preference, which keeps its caches warm."""
+    """Tasks of equal affinity preferably go to the same worker, which keeps its caches warm."""
 
 
 def tasks_per_step(method: Method) -> int:
-    """Number of tasks that are computed side by side in a step, at most: as many workers can be
-    busy.
-    """
+    """Maximum number of tasks that a step computes in parallel, and thus of busy workers."""
     recipe = method.recipe
     tasks = sum(recipe.network_group(group).per_step for group in method.groups)
     tasks *= recipe.synthesis.split
     if method.trajectory_objective is not None:
         tasks += method.trajectory_objective.settings.per_step
     models = recipe.observers.model_pool
-    # networks that are trained on synthetic images wait for the step
+    # training on synthetic images has to wait for the step
     if models is not None and models.source == "real" and "observers" in method.groups:
         are_used = models.trained == "used"
         tasks += recipe.observers.per_step if are_used else models.trained_per_step
@@ -59,16 +57,16 @@ def tasks_per_step(method: Method) -> int:
 
 
 class Update(NamedTuple):
-    """What a step's results amount to."""
+    """Combined results of a step."""
 
     gradients: dict[str, Tensor] | None
-    """The gradient by parameter; None where no result was usable, and the step is skipped."""
+    """The gradient by parameter; None if no result was usable, so that the step is skipped."""
     metrics: dict[str, Tensor]
     """The loss and its terms, scalars."""
 
 
 class GradientSource(ABC):
-    """One source of the gradient of a block of the synthetic set."""
+    """Interface of a source of the gradient of a block."""
 
     @abstractmethod
     def work(self, step: int, images: SharedImages) -> list[Work]:
@@ -76,37 +74,37 @@ class GradientSource(ABC):
 
     @abstractmethod
     def update(self, step: int, results: Sequence[Any]) -> Update:
-        """The gradient that the results of a step's work amount to.
+        """Combine the results of a step's work into a gradient.
 
         Args:
             step: from 0.
             results: in the order of the work.
 
         Raises:
-            RunError: the synthesis cannot go on.
+            RunError: the synthesis cannot continue.
         """
 
     @property
     def has_work_after(self) -> bool:
-        """Whether there is work on the images as they are after a step."""
+        """Whether there is work on the updated images after a step."""
         return False
 
     def work_after(self, step: int, images: SharedImages) -> list[Work]:
-        """Tasks for the images as they are after a step, where `has_work_after`."""
+        """Tasks for the updated images after a step, if `has_work_after`."""
         return []
 
     def update_after(self, results: Sequence[Any]) -> None:
-        """Take the results of `work_after`."""
+        """Process the results of `work_after`."""
         return
 
     @property
     def is_sound(self) -> bool:
-        """Whether the last step's results were usable: if not, checkpoints from before are kept."""
+        """Whether the last step's results were usable; if not, earlier checkpoints are kept."""
         return True
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that must be kept to go on after an interruption."""
+        """Everything that is needed to continue after an interruption."""
 
     @abstractmethod
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -114,14 +112,14 @@ class GradientSource(ABC):
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:
-    """Mean in the given order: a sum whose rounding does not depend on which worker was first."""
+    """Mean in the given order, so that its rounding does not depend on the order of arrival."""
     return total(tensors) / len(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor:
     """Sum in the given order."""
     result = tensors[0]
-    # one after another: a reduction over a stack may add in another order on another device
+    # one by one, as a reduction over a stack may add in a different order on another device
     for tensor in tensors[1:]:
         result = result + tensor
     return result
@@ -129,9 +127,15 @@ def total(tensors: Sequence[Tensor]) -> Tensor:
 
 def means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of every entry."""
-    return {name: mean([part[name] for part in parts]) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        found[name] = mean([part[name] for part in parts])
+    return found
 
 
 def totals(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Sum of every entry."""
-    return {name: total([part[name] for part in parts]) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        found[name] = total([part[name] for part in parts])
+    return found

@@ -1,8 +1,8 @@
 """Feature matching: terms compare features of real and synthetic images through observers.
 
-In every step some networks of each group take their turn. The gradient is the mean over the
-networks of a group, summed over groups. Terms may keep tensors from step to step (`Memory`), and
-observers may be networks that are trained alongside (`rayd.engine.gradients.model_pool`).
+Every step uses some networks of each group, in turn. The gradient is the mean over the networks of
+a group, summed over groups. Terms may keep tensors from step to step (`Memory`), and observers may
+be networks of a pool that is trained alongside (`rayd.engine.gradients.model_pool`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rayd.methods import Method
 from rayd.states import under
 
 Memory = dict[str, dict[str, Tensor]]
-"""What terms keep from step to step: term, then name, then tensor."""
+"""Tensors that terms keep from step to step, by term and name."""
 
 OLD_GROUPS = {"guides": "classifiers"}
-"""Names of network groups in checkpoints of the version before."""
+"""Names of network groups in checkpoints of the previous version."""
 
 
 @dataclass(frozen=True)
@@ -45,64 +45,64 @@ class GradientTask:
     """The gradient of a group's terms through one network."""
 
     network_id: NetworkId
-    """The network: its group, and its architecture if its weights are drawn anew in each step."""
+    """The network; if its weights are redrawn in each step, only group and architecture matter."""
     block: int
-    """Which block of the synthetic set."""
+    """Index of the block of the synthetic set."""
     blocks: int
-    """Blocks in all."""
+    """Number of blocks."""
     step: int
     """The step, from 0."""
     slot: int
-    """Which of the step's networks of the group."""
+    """Index among the step's networks of the group."""
     template: ObjectRef
-    """State of the block at the start (`SyntheticSet.state_dict`): replicas are made of it."""
+    """Initial state of the block (`SyntheticSet.state_dict`), from which replicas are created."""
     parameters: ObjectRef
-    """Its parameters now."""
+    """Current parameters of the block."""
     average: ObjectRef | None
-    """Their moving average, where a term needs it."""
+    """Moving average of the parameters, if a term needs it."""
     weights: ObjectRef | None
     """The network's trained weights; None for a random one."""
     accuracy: float | Tensor
-    """Its training accuracy, a fraction: a number, or a scalar where it was trained."""
+    """Its training accuracy, a fraction; a scalar tensor for networks of the model pool."""
     real: ObjectRef | None
-    """Its measured statistics (`States`), or a `RealBatch` where the real data is sampled; None if
-    no term needs them.
+    """Measured statistics (`States`), or a `RealBatch` if real data are sampled; None if no term
+    needs them.
     """
     memory: ObjectRef
-    """What the terms kept when the network last took its turn, a `Memory`."""
+    """The tensors that terms kept when the network was last used, a `Memory`."""
     part: int = 0
-    """Which part of the images."""
+    """Index of the part of the images."""
     parts: int = 1
-    """Parts of the images in all."""
+    """Number of parts of the images."""
     summaries: ObjectRef | None = None
-    """Of all parts, a list of `PartSummary`; None where the images are one part."""
+    """Summaries of all parts, a list of `PartSummary`; None if the images are not split."""
 
 
 class GradientResult(NamedTuple):
-    """What a gradient task computes."""
+    """Result of a gradient task."""
 
     values: dict[str, Tensor]
     """The loss and the unweighted terms, scalars."""
     gradients: dict[str, Tensor]
     """The gradient of the loss by parameter."""
     memory: Memory
-    """What the terms keep."""
+    """The tensors that the terms keep."""
 
 
 class FeatureMatching(GradientSource):
-    """The terms of a method, through the networks of its groups.
+    """Gradient source for the terms of a method, through the networks of its groups.
 
     Args:
         recipe: the run.
         method: its terms and groups.
-        pool: shares what workers need.
-        block: which block of the synthetic set.
+        pool: shares values with the workers.
+        block: index of the block of the synthetic set.
         blocks: blocks in all.
         weights: weights of trained networks; those of random ones are missing.
         accuracies: their training accuracies, fractions.
         measured: measured statistics by network; empty when real data is sampled.
         train: the whole training split as a `RealBatch`, when real data is sampled.
-        memory: what terms find before the first step.
+        memory: initial memory of the terms.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FeatureMatching(GradientSource):
         memory: Mapping[NetworkId, Memory],
     ):
         self.memory: dict[NetworkId, Memory] = dict(memory)
-        """What terms keep, by network."""
+        """Memory of the terms, by network."""
         self._recipe = recipe
         self._method = method
         self._pool = pool
@@ -130,16 +130,15 @@ class FeatureMatching(GradientSource):
         self._accuracies = accuracies
         self._measured = measured
         self._train = train
-        # drawn here and not in a worker: one draw serves all workers, which then need not hold the
-        # data
+        # drawn here rather than in a worker, so that workers need not hold the data
         self._real_batches = None if train is None else RealBatches(train.get())
         self._groups = {group: network_ids(recipe, group) for group in method.groups}
-        # places in the order of turns
+        # positions in the order of turns
         self._places: dict[NetworkGroup, dict[NetworkId, int]] = {}
         self._shifts: dict[NetworkGroup, int] = {}
         for group, ids in self._groups.items():
-            # behind the workers of the groups before, so that a step's networks of two groups do
-            # not meet
+            # offset by the preceding groups, so that a step's networks of two groups get different
+            # workers
             self._shifts[group] = sum(recipe.network_group(one).per_step for one in self._shifts)
             self._places[group] = {network_id: place for place, network_id in enumerate(ids)}
         self._models: ModelPool | None = None
@@ -149,8 +148,8 @@ class FeatureMatching(GradientSource):
         self._train_tasks: list[TrainTask] = []
 
     def work(self, step: int, images: SharedImages) -> list[Work]:
-        """A gradient for every network whose turn it is, and training of the model pool on real
-        images, which does not wait for the gradients.
+        """A gradient task for every network whose turn it is, and training of the model pool on
+        real images, which need not wait for the gradients.
         """
         real = self._real_per_slot(step)
         self._gradient_tasks = [
@@ -166,12 +165,12 @@ class FeatureMatching(GradientSource):
         return self._with_affinity([*self._gradient_tasks, *self._train_tasks])
 
     def _split(self, tasks: Sequence[GradientTask]) -> list[GradientTask]:
-        """Tasks for parts of the images: all parts are forwarded, and each is told of the others."""
+        """Tasks for parts of the images; each gets summaries of all parts, computed first."""
         split = self._recipe.synthesis.split
         parts = [replace(task, part=part, parts=split) for task in tasks for part in range(split)]
         work = self._with_affinity(parts)
         affinity = [one.affinity for one in work]
-        # parts wait for each other here: a statistic of all images needs all parts
+        # a barrier: statistics of all images need all parts
         found = list(self._pool.map("summarize", [(one.task,) for one in work], affinity))
         return [
             replace(task, summaries=summaries)
@@ -188,7 +187,7 @@ class FeatureMatching(GradientSource):
         tasks = self._gradient_tasks[::split]
         gradient_results = []
         for start in range(0, len(parts), split):
-            # in the order of the parts, whoever was first; values and memory are equal in all
+            # in the order of the parts, not of arrival; values and memory are equal in all parts
             gradients = totals([part.gradients for part in parts[start : start + split]])
             gradient_results.append(parts[start]._replace(gradients=gradients))
         for task, result in zip(tasks, gradient_results, strict=True):
@@ -204,14 +203,14 @@ class FeatureMatching(GradientSource):
             ]
             of_groups.append(means([result.gradients for result in of_group]))
             values.append(means([result.values for result in of_group]))
-        # names of terms are unique in a method, so groups do not overwrite each other but for the
+        # names of terms are unique in a method, so the groups' metrics do not clash except for the
         # loss
         metrics = {name: value for terms in values for name, value in terms.items()}
         metrics["loss"] = total([terms["loss"] for terms in values])
         return Update(totals(of_groups), metrics)
 
     def _forget_replaced(self, step: int) -> None:
-        """Drop what terms keep for networks that have left the model pool for good."""
+        """Drop memory of networks that have left the model pool."""
         if self._models is None:
             return
         active = self._models.active(step)
@@ -231,7 +230,7 @@ class FeatureMatching(GradientSource):
         return self._with_affinity(self._train_tasks)
 
     def update_after(self, results: Sequence[Any]) -> None:
-        """Keep what networks of the model pool have become."""
+        """Keep the new states of the model pool's networks."""
         self._take(results)
 
     def _take(self, results: Sequence[Any]) -> None:
@@ -248,8 +247,8 @@ class FeatureMatching(GradientSource):
         return work
 
     def _affinity(self, network_id: NetworkId) -> int:
-        """The preferred worker of a network: neighbours in the order of turns have different ones,
-        and groups are shifted, so that the networks of one step meet different workers.
+        """The preferred worker of a network. Neighbours in the order of turns have different ones,
+        and groups are shifted, so that the networks of a step run on different workers.
         """
         group = network_id.group
         place = self._places[group].get(network_id, network_id.index)
@@ -263,7 +262,7 @@ class FeatureMatching(GradientSource):
         images: SharedImages,
         real: Sequence[ObjectRef | None],
     ) -> GradientTask:
-        """The task of the network of a group whose turn it is."""
+        """The gradient task of a group's network whose turn it is."""
         accuracy: float | Tensor
         if group == "observers" and self._models is not None:
             number = self._models.draw(step, slot)
@@ -292,13 +291,13 @@ class FeatureMatching(GradientSource):
     def _real(
         self, group: NetworkGroup, network_id: NetworkId, sampled: ObjectRef | None
     ) -> ObjectRef | None:
-        """The real side for a network: its statistics, or a mini-batch."""
+        """The real side of a network's comparison: measured statistics, or a mini-batch."""
         if self._train is not None:
             return sampled if self._method.samples(group) else None
         return self._measured[network_id] if self._method.specs(group) else None
 
     def _real_per_slot(self, step: int) -> list[ObjectRef | None]:
-        """A real mini-batch for every slot, where real data is sampled and needed."""
+        """A real mini-batch for every slot, if real data are sampled and needed."""
         if self._real_batches is None:
             return [None]
         if not any(self._method.samples(group) for group in self._groups):
@@ -312,19 +311,19 @@ class FeatureMatching(GradientSource):
         """Memory of the terms, and the model pool."""
         tensors = {}
         for network_id in sorted(self.memory, key=lambda one: (one.group, self._number(one))):
-            # by a number, as the architecture of a network is no name for a file
+            # by number, as architectures are not suitable as tensor names
             place = f"memory.{network_id.group}.{self._number(network_id)}"
             for term, kept in self.memory[network_id].items():
                 for name, tensor in kept.items():
                     tensors[f"{place}.{term}.{name}"] = tensor
         if self._models is not None:
             for name, tensor in self._models.state().items():
-                # the name of the model pool in the version before, which checkpoints keep
+                # the model pool's former name, which checkpoints keep
                 tensors[f"queue.{name}"] = tensor
         return tensors
 
     def _number(self, network_id: NetworkId) -> int:
-        """Number of a network in checkpoints: that in the model pool, or its place in the turns."""
+        """Number of a network in checkpoints: its number in the model pool, or its turn."""
         if network_id.group == "observers" and self._models is not None:
             return network_id.index
         return self._places[network_id.group][network_id]
@@ -352,14 +351,13 @@ class RealBatches:
     def __init__(self, train: RealBatch):
         """Index the rows of every class."""
         self._images, self._labels = train
-        # stable, so that the rows of a class, and with them the draws, do not depend on numpy's
-        # version
+        # stable, so that the rows of a class, and thus the draws, do not depend on numpy's version
         by_class = np.argsort(self._labels, kind="stable")
         self._rows = np.split(by_class, np.cumsum(np.bincount(self._labels))[:-1])
 
     def draw(self, recipe: Recipe, step: int, slot: int) -> RealBatch:
-        """`observers.real_batch` images of every class for one observer of one step; smaller
-        classes with replacement.
+        """Draw `observers.real_batch` images of every class for one observer of one step, with
+        replacement from smaller classes.
         """
         draws = seeding.generator(recipe.seed, "real batch", step, slot)
         size = recipe.observers.real_batch

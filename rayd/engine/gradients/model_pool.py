@@ -1,7 +1,7 @@
 """A pool of networks of different training age, trained alongside the synthesis.
 
-Settings (`ModelPoolSettings`) decide how networks enter and leave the pool, which of them compute
-gradients, which are trained, and on what:
+Settings (`ModelPoolSettings`) determine how networks enter and leave the pool, which of them
+compute gradients, and which are trained on which images:
 
 - IDM (Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023):
   a queue. A random network is added every `push_every` steps, and the oldest leaves when the queue
@@ -13,12 +13,12 @@ gradients, which are trained, and on what:
   2022): a pool. One drawn at random computes the gradient, is trained on the synthetic images, and
   is replaced by a fresh one after `lifetime` trainings.
 - HaBa (Liu et al., "Dataset Distillation via Factorization", NeurIPS 2022): an adversary. A single
-  network, never replaced, learns what images of one basis share.
+  network, which is never replaced, learns to recognise images of the same basis.
 
-All of this follows from the run's seed and the number of steps. States of networks travel with the
-tasks that use them and are part of the synthesizer's checkpoints, so a lost worker loses nothing.
+All of this follows from the run's seed and the step. States of networks are sent with the tasks
+that use them and are part of the synthesizer's checkpoints, so that losing a worker loses no state.
 Training on real images runs in parallel with the gradients of the same step; training on synthetic
-images follows the step. A network that will not be used again is not trained.
+images follows the step. A network that will not be used any more is not trained.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Batches:
 
 TrainResult = tuple[dict[str, Tensor], Tensor]
 """The state of a network, momentum included, and its accuracy on its last mini-batches before each
-step, a scalar. Both stay on the device where it was trained, which is not waited for.
+step, a scalar. Both stay on the training device, without waiting for it.
 """
 
 
@@ -95,7 +95,7 @@ class ModelPool:
         self._recipe = recipe
         self._settings = settings
         self._pool = pool
-        # by the number of a network; networks that were never trained have no entry
+        # by number of the network; networks that have not been trained have no entry
         self._states: dict[int, dict[str, Tensor]] = {}
         self._shared: dict[int, ObjectRef] = {}
         self._accuracy: dict[int, float | Tensor] = {}
@@ -109,15 +109,15 @@ class ModelPool:
         return self._settings.source == "synthetic"
 
     def active(self, step: int) -> Sequence[int]:
-        """Numbers of the networks that are in the pool at a step, the next one at most."""
+        """Numbers of the networks that are in the pool at a step, at most the next one."""
         if self._settings.push_every is None:
             return list(self._places)
-        # from the step alone, so that a resumed run has the same networks without keeping a list
+        # computed from the step, so that a resumed run has the same networks without storing a list
         pushed = self._settings.start + step // self._settings.push_every + 1
         return range(max(0, pushed - self._settings.capacity), pushed)
 
     def network_id(self, number: int) -> NetworkId:
-        """The identity of a network."""
+        """Identity of the network with a number."""
         return NetworkId(self._recipe.observers.network_of(number), number)
 
     def draw(self, step: int, slot: int) -> int:
@@ -133,7 +133,7 @@ class ModelPool:
         template: ObjectRef | None = None,
         parameters: ObjectRef | None = None,
     ) -> list[TrainTask]:
-        """Training tasks of a step, without networks that leave the pool before the next one.
+        """Training tasks of a step, omitting networks that leave the pool before the next one.
 
         Args:
             step: of the synthesis.
@@ -144,9 +144,10 @@ class ModelPool:
         active = self.active(step)
         after = self.active(step + 1)
         if self._settings.trained == "used":
-            # drawn again instead of kept from the gradients: the same seed gives the same networks
+            # redrawn instead of remembered from the gradients: the same seed gives the same
+            # networks
             drawn = [self.draw(step, slot) for slot in range(self._recipe.observers.per_step)]
-            # one that was drawn twice is trained once
+            # a network that was drawn twice is trained once
             chosen = list(dict.fromkeys(drawn))
         else:
             order = torch.randperm(len(active), generator=self._draws("queue grows", step))
@@ -179,14 +180,14 @@ class ModelPool:
         if self._times[number] == self._settings.lifetime:
             self._places[self._places.index(number)] = number + self._settings.start
         active = self.active(train_task.step)
-        # states are as large as networks, with momentum twice that
+        # a state is as large as the network, and twice that with momentum
         for gone in [known for known in self._states if known not in active]:
             del self._states[gone], self._shared[gone], self._accuracy[gone], self._times[gone]
 
     def _head_start(self, number: int) -> int:
-        """Trainings that a new network counts as done.
+        """Number of trainings with which a new network starts.
 
-        Networks of the initial pool get different ones, so that they are not all replaced at once.
+        It differs between networks of the initial pool, so that they are not all replaced at once.
         """
         lifetime = self._settings.lifetime
         start = self._settings.start
@@ -199,8 +200,7 @@ class ModelPool:
             for name, tensor in state.items():
                 tensors[f"{number}.{name}"] = tensor
         for number in self._states:
-            # float64 holds a count exactly; the empty name cannot be that of a tensor of the
-            # network
+            # float64 holds counts exactly; no tensor of a network has an empty name
             facts = [float(self._accuracy[number]), self._times[number]]
             tensors[f"{number}."] = torch.tensor(facts, dtype=torch.float64)
         if self._settings.lifetime is not None:
@@ -238,7 +238,7 @@ def initial_seed(recipe: Recipe, network_id: NetworkId) -> int:
 
 
 class ModelPoolTrainer:
-    """Trains networks of the pool in a worker; it keeps one network for each architecture.
+    """Trains networks of the pool in a worker; keeps one network per architecture.
 
     Args:
         recipe: the run.
@@ -257,7 +257,7 @@ class ModelPoolTrainer:
     def _network(
         self, train_task: TrainTask, before: Mapping[str, Tensor]
     ) -> tuple[nn.Module, torch.memory_format]:
-        """A network with the weights of one of the pool, and its memory format."""
+        """A network with the weights of one in the pool, and its memory format."""
         kind = train_task.network_id.architecture
         if not before or kind.label not in self._networks:
             seed = initial_seed(self._recipe, train_task.network_id)
@@ -315,7 +315,7 @@ class ModelPoolTrainer:
                 classes = target.argmax(1) if target.is_floating_point() else target
                 right = right + (logits.argmax(1) == classes).sum()
                 count = count + len(rows)
-        # copies: the network is used for other weights next
+        # copies, as the network will be loaded with other weights next
         state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         for name, tensor in state_tensors(optimizer, list(parameters)).items():
             state[MOMENTUM + name] = tensor
@@ -324,7 +324,7 @@ class ModelPoolTrainer:
     def _contrast(
         self, network: nn.Module, inputs: Tensor, target: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits and loss of HaBa's adversary; rows say of which basis an image is."""
+        """Logits and loss of HaBa's adversary; the basis of an image follows from its row."""
         extractor = networks.FeatureExtractor(network, {LayerRole.FEATURES}, self._shape)
         seen = extractor(inputs)
         (features,) = seen.layers[LayerRole.FEATURES]

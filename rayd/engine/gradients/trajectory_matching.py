@@ -1,8 +1,8 @@
-"""Trajectory matching: students trained on the synthetic set are to end where experts do.
+"""Trajectory matching: students trained on the synthetic set should end where experts do.
 
-A task is one student of one step: its expert and first epoch follow from (run seed, step, slot)
-alone. The worker reads the parameters of two epochs from the expert's file, takes the student's
-steps, and returns the gradient of the loss and whether the student diverged.
+A task is one student of one step, whose expert and start epoch follow from (run seed, step, slot).
+The worker reads the parameters of two epochs from the expert's file, takes the student's steps, and
+returns the gradient of the loss and whether the student diverged.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrajectoryTask:
     expert: Path
     """File of the expert."""
     start: int
-    """Epoch of the expert from which the student starts."""
+    """Epoch of the expert at which the student starts."""
 
 
 class TrajectoryResult(NamedTuple):
@@ -67,7 +67,7 @@ class TrajectoryResult(NamedTuple):
     gradients: dict[str, Tensor]
     """Gradients of the loss, by parameter; meaningless if the student diverged."""
     good: Tensor
-    """Whether it did not diverge; a scalar tensor, so that the device is not waited for."""
+    """Whether it did not diverge; a scalar tensor, to avoid waiting for the device."""
 
 
 class TrajectoryMatching(GradientSource):
@@ -75,9 +75,9 @@ class TrajectoryMatching(GradientSource):
 
     Args:
         recipe: the run.
-        objective: draws experts and epochs, and decides when a student has diverged.
+        objective: draws experts and epochs, and determines when a student has diverged.
         experts: files of the experts.
-        learned: the synthetic set, whose step size is learned with it.
+        learned: the synthetic set, with its learned step size.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrajectoryMatching(GradientSource):
         work = []
         for slot in range(self._objective.settings.per_step):
             draws = seeding.generator(self._recipe.seed, "segment", step, slot)
-            # drawn here, so that a worker needs no knowledge of which experts there are
+            # drawn here, so that workers need not know the list of experts
             expert, start = self._objective.draw(step, draws)
             task = TrajectoryTask(
                 step=step,
@@ -112,7 +112,7 @@ class TrajectoryMatching(GradientSource):
         return work
 
     def update(self, step: int, results: Sequence[TrajectoryResult]) -> Update:
-        """The mean gradient; None where all students diverged."""
+        """The mean gradient; None if all students diverged."""
         good = self._guard.update(list(results), step + 1)
         metrics = {
             "step_size": self._learned.step_size.detach(),
@@ -125,7 +125,7 @@ class TrajectoryMatching(GradientSource):
 
     @property
     def is_sound(self) -> bool:
-        """Whether a student of the last step did not diverge."""
+        """Whether at least one student of the last step did not diverge."""
         return self._guard.steps == 0
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class TrajectoryMatching(GradientSource):
 
 
 class TrajectoryWorker:
-    """Trains students in a worker; it keeps their network and rows of the experts' files.
+    """Trains students in a worker; keeps their network, and parameters of experts.
 
     Raises:
         ConfigError: the network has buffers or dropout.
@@ -152,7 +152,7 @@ class TrajectoryWorker:
         classes: int,
         device: torch.device,
     ):
-        # students start from an expert's parameters, so the network's own do not matter
+        # students start from an expert's parameters, so the network's own are irrelevant
         network = networks.build(recipe.experts.network, shape, classes, seed=0).to(device)
         self._student = FlatNetwork(network)
         self._recipe = recipe
@@ -173,7 +173,7 @@ class TrajectoryWorker:
     def gradient(
         self, segment: Segment, replica: WithLearnedStepSize, step: int, slot: int
     ) -> TrajectoryResult:
-        """The same for a segment of a trajectory that is in memory."""
+        """Like `run`, for a segment of a trajectory that is in memory."""
         images, labels = replica.batch()
         draws = seeding.generator(self._recipe.seed, "student steps", step, slot)
         loss = self._objective.loss(
@@ -182,7 +182,7 @@ class TrajectoryWorker:
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
         checks = [useful(loss.detach(), self._objective.settings.loss_limit)]
-        # a finite loss may have gradients that are not, after many steps of a student
+        # after many steps of a student, gradients may not be finite although the loss is
         checks += [gradient.isfinite().all() for gradient in gradients]
         return TrajectoryResult(
             loss=loss.detach(),
@@ -208,7 +208,7 @@ class _Rows:
         if expert not in self._experts:
             self._experts[expert] = Trajectory(expert)
         row = upload(self._experts[expert][epoch], self._device)
-        # on the CPU the operating system's page cache does this
+        # on the CPU, the operating system's page cache does this
         if self._device.type == "cuda":
             self._kept[expert, epoch] = row
             self._bytes += row.nbytes
@@ -218,7 +218,7 @@ class _Rows:
 
 
 class DivergenceGuard:
-    """Drops students that diverged, and ends the run if all of them do for too many steps."""
+    """Drops diverged students, and ends the run if all of them diverge for too many steps."""
 
     def __init__(self, objective: TrajectoryObjective):
         self._limit = objective.settings.loss_limit
@@ -238,7 +238,7 @@ class DivergenceGuard:
         flags = torch.stack([result.good for result in results]).tolist()
         good = [result for result, is_good in zip(results, flags, strict=True) if is_good]
         self.skipped += len(results) - len(good)
-        # single students diverge now and then; only many steps in which all of them do are an end
+        # single students diverge occasionally; the run ends only after many steps in which all do
         self.steps = 0 if good else self.steps + 1
         if self.steps >= self._patience:
             limit = ""

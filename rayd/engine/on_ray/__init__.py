@@ -1,4 +1,4 @@
-"""Worker pools on Ray; only this package and `tuning` import it.
+"""Worker pools on Ray; only this package and `tuning` import Ray.
 
     cluster   connection to a cluster, and checks of its capacity
     actors    wrapper of Ray actors: creation, calls, error translation

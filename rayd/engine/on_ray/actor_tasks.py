@@ -1,6 +1,6 @@
-"""The driver's side of tasks on long-lived Ray actors: which actor gets one, and what is lost.
+"""The driver's side of tasks on long-lived Ray actors: assignment to actors, and recovery.
 
-What a worker computes is in `rayd.engine.worker` and its bases.
+The computations of a worker are in `rayd.engine.worker` and its bases.
 
 Tasks go to the actors that are alive, so a killed worker or a lost node costs time and nothing
 else: methods are idempotent, and state is only cached. A lost worker is pinged until it answers,
@@ -39,19 +39,21 @@ from rayd.errors import DeviceFaultError, RunError
 log = logging.getLogger(__name__)
 
 WAITING = 64
-"""Results per worker that may wait for that of an earlier item; then only that one is computed."""
+"""Maximum number of results per worker that wait for an earlier item; beyond it, only that item is
+computed.
+"""
 HANG_LIMIT = 600.0
 """Seconds without a result after which a worker may count as stuck."""
 HANG_FACTOR = 20.0
-"""A worker is stuck if it has also taken so many times as long as its method usually takes."""
+"""A worker is stuck if it has also taken this many times as long as its method usually takes."""
 REMEMBERED = 101
-"""Durations of a method of which the median is its usual one."""
+"""Number of durations of a method whose median is the usual one."""
 
 
 class ActorTasks(WorkerPool):
-    """A pool of actors that somebody started: tasks go to those that are alive.
+    """A pool of actors that were started elsewhere: tasks go to those that are alive.
 
-    Subclasses say which actors: `_workers` are their handles, `_hosts` objects beside them.
+    Subclasses provide the actors: `_workers` are their handles, `_hosts` further hosted objects.
     """
 
     _workers: list[Any]
@@ -75,7 +77,7 @@ class ActorTasks(WorkerPool):
         for call in list(self._running.values()):
             info = replace(known[call.worker], busy=call.silent(), usual=self._usual(call))
             known[call.worker] = info
-        # numbers of actors stay: the monitor knows them by these
+        # actors keep their numbers, by which the monitor identifies them
         closed = {len(self._workers) + i for i, host in enumerate(self._hosts) if host.is_closed}
         return [info for index, info in enumerate(known) if index not in closed]
 
@@ -96,11 +98,11 @@ class ActorTasks(WorkerPool):
     ) -> Iterator[Any]:
         """Keep every worker busy with one call at a time; yield results in order of the items."""
         waiting = ItemQueue(len(items), affinity, len(self._workers))
-        # by Ray's reference to the result
+        # calls by Ray's reference to the result
         running: dict[Any, Call] = {}
         self._running = running
-        # references to results that wait for those of earlier items: they stay in the object
-        # store, which spills to disk, and not in the memory of this process
+        # references to results that wait for earlier items; the results stay in the object store,
+        # which can spill to disk, instead of this process's memory
         finished: dict[int, Any] = {}
         most = WAITING * len(self._workers)
         for index in range(len(items)):
@@ -110,7 +112,7 @@ class ActorTasks(WorkerPool):
                     try:
                         packed = self._packed(finished.pop(index))
                     except LostError as error:
-                        # the node that kept the result went after it was computed
+                        # the node that held the result was lost after computing it
                         waiting.put_back(index, error)
                     continue
                 only = None if len(finished) < most else index
@@ -131,14 +133,14 @@ class ActorTasks(WorkerPool):
                     packed = found
                 else:
                     finished[call.item] = reference
-                # the driver holds one result at a time, however many have arrived
+                # the driver holds only one result at a time, however many have arrived
                 del found
             yield unpacked(packed)
 
     def _call(
         self, method: str, items: Sequence[tuple[Any, ...]], assigned: Iterable[tuple[int, int]]
     ) -> dict[Any, Call]:
-        """Call workers, each for an item; the calls by Ray's references to their results."""
+        """Call workers, each for an item; return the calls by Ray's result references."""
         calls = {}
         for worker, item in assigned:
             reference = self._workers[worker].call.remote(method, items[item])
@@ -184,7 +186,7 @@ class ActorTasks(WorkerPool):
         return sorted(self._health.usable() - {call.worker for call in running.values()})
 
     def _next(self, method: str, running: dict[Any, Call]) -> Any:
-        """The next call with a result, or finished ping of a lost worker."""
+        """The next call with a result, or the finished ping of a lost worker."""
         began = time.monotonic()
         try:
             while True:
@@ -209,11 +211,11 @@ class ActorTasks(WorkerPool):
     def _end_stuck(self, method: str, running: dict[Any, Call]) -> None:
         """Restart workers that took far longer than usual: a GPU or a file system may hang.
 
-        A call has the durations of its method to be compared with, a stream its own earlier events;
-        those without any have until `SILENCE_LIMIT`.
+        A call is compared with earlier durations of its method, a stream with its own earlier
+        events; without either, the limit is `SILENCE_LIMIT`.
         """
         now = time.monotonic()
-        # looking costs a pass over all calls, and results may arrive thousands of times a second
+        # the check goes through all calls, and results may arrive thousands of times per second
         if now - self._looked < WAIT:
             return
         self._looked = now
@@ -222,19 +224,19 @@ class ActorTasks(WorkerPool):
             seconds = call.silent()
             if call.stuck_for is not None or seconds < max(HANG_LIMIT, limit):
                 continue
-            # its result came since the last look: the driver was slow, not the worker
+            # its result arrived since the last check: the driver was slow, not the worker
             if ray.wait([reference], timeout=0)[0]:
                 continue
             call.stuck_for = seconds
             log.warning(
                 "A worker on %s took %.0f s over a task ('%s') that usually takes %.3g s; it is "
-                "restarted, and its task done again.",
+                "restarted, and its task repeated.",
                 self._node(call.worker),
                 seconds,
                 method,
                 limit / HANG_FACTOR,
             )
-            # its call now fails as that of a worker that died
+            # its call now fails like that of a worker that died
             ray.kill(self._workers[call.worker], no_restart=False)
 
     def _usual(self, call: Call) -> float | None:
@@ -242,14 +244,14 @@ class ActorTasks(WorkerPool):
         if call.longest is not None:
             return call.longest
         known = self._durations[call.method]
-        # a median, as the first call of a method builds networks and takes many times longer
+        # the median, as a method's first call builds networks and takes many times longer
         return statistics.median(known) if known else None
 
     def _lose(self, call: Call, error: LostError) -> None:
-        """Count a worker as lost until it answers again; end it first if its GPU failed."""
+        """Mark a worker as lost until it answers again; end it first if its GPU failed."""
         if error.fault is not None:
             log.warning(
-                "%s on %s; its worker is restarted, and its task done again.",
+                "%s on %s; its worker is restarted, and its task repeated.",
                 error.fault,
                 self._node(call.worker),
             )
@@ -267,17 +269,17 @@ class ActorTasks(WorkerPool):
 
     @cached_property
     def _running(self) -> dict[Any, Call]:
-        """The calls that go on, by Ray's references."""
+        """The running calls, by Ray's references."""
         return {}
 
     @cached_property
     def _looked(self) -> float:
-        """When workers were last looked at for being stuck."""
+        """Time of the last check for stuck workers."""
         return time.monotonic()
 
     @staticmethod
     def _packed(reference: Any) -> Any:
-        """The packed value of a result that is ready; its arrays lie in the object store."""
+        """The packed value of a result that is ready; its arrays are in the object store."""
         try:
             return ray.get(reference, timeout=SILENCE_LIMIT)
         except (RayActorError, ObjectLostError) as error:

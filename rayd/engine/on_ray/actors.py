@@ -33,18 +33,18 @@ within seconds; this limits tasks that hang.
 """
 
 WAIT = 2.0
-"""Seconds of a wait for results, between which the driver looks at the cluster."""
+"""Seconds of a wait for results, after which the driver checks the cluster."""
 
 
 INLINE = 32 * 2**10
-"""Bytes up to which a value travels with each call that refers to it. Ray keeps larger ones in its
-object store, from where a worker must request them: that takes longer than sending so few bytes.
+"""Bytes up to which a value is sent with each call that refers to it. Ray keeps larger ones in its
+object store, from which a worker must request them, which takes longer than sending so few bytes.
 """
 
 
 class RayRef:
-    """A value for workers: small ones are part of the reference, others are in Ray's object store,
-    from where their arrays are read without a copy.
+    """A value for workers. Small ones are part of the reference; others are in Ray's object store,
+    from which their arrays are read without a copy.
 
     Args:
         value: to be stored.
@@ -85,7 +85,7 @@ class _Worker:
         arguments: tuple[Any, ...],
         shared_gpu: str = "",
     ):
-        # Ray's processes have no handler of their own: warnings would be lost
+        # Ray's processes have no logging handler, so warnings would be lost
         logging.basicConfig(level=logging.WARNING)
         torch.set_num_threads(threads_)
         self._shared_gpu = shared_gpu
@@ -97,7 +97,7 @@ class _Worker:
         try:
             self._inner = factory(*arguments)
         except Exception as error:
-            # raised by the first call: of an actor whose constructor fails, Ray hides the error
+            # raised by the first call, as Ray hides errors of an actor's constructor
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -126,7 +126,7 @@ class _Worker:
                 if not gpu_out_of_memory(error):
                     raise
             free_memory()
-            # a method that begins again yields its events again
+            # a method that is restarted yields its events again
             for number, event in enumerate(self._method(method)(*arguments)):
                 if number >= yielded:
                     yield pack(event)
@@ -148,7 +148,7 @@ class _Worker:
         )
 
     def _show_gpu(self) -> None:
-        """See the GPU of another worker, which Ray hides in every call from one without its own."""
+        """Make another worker's GPU visible, which Ray hides from workers that reserve none."""
         if self._shared_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._shared_gpu
 
@@ -160,7 +160,7 @@ class _Worker:
 
 @contextmanager
 def _told_faults() -> Iterator[None]:
-    """Raise faults of a GPU as an error that the driver can read, whatever torch's is."""
+    """Raise faults of a GPU as an error that the driver can unpickle, whatever torch raises."""
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ class RayActor:
             calls: number of concurrent calls.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # no CPU of its own: it waits for workers most of the time, which would be one CPU fewer
+        # reserves no CPU, which a worker could not use then: it mostly waits for workers
         options = Actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=calls)
         return cls(
             options.remote(threads_, factory, arguments),
@@ -214,7 +214,7 @@ class RayActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method and wait for its result."""
         reference = self.actor.call.remote(method, arguments)
-        # not `ray.get` alone, which waits without looking at the cluster
+        # not just `ray.get`, which waits without checking the cluster
         wait([reference])
         return unpack(get(reference))
 
@@ -288,7 +288,7 @@ def get(reference: Any) -> Any:
 
 def translated(error: RayError) -> RaydError:
     """The error that a worker raised, or an error that describes how Ray failed."""
-    # a sentence for the user travels as it is; everything else is told with its type
+    # errors for the user are passed on unchanged; others are reported with their type
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaydError):
         return error.cause
     if isinstance(error, RayTaskError) and (what := out_of_memory(error.cause)) is not None:
@@ -313,7 +313,7 @@ def _gpu_bytes() -> int:
 
 @cache
 def _log_name() -> str:
-    """Name of this worker's log files; its middle part is the job that Ray started it for."""
+    """Name of this worker's log files; its middle part is the job for which Ray started it."""
     found = Path(log_directory() or "").glob(
         f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err"
     )

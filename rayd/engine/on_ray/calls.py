@@ -1,4 +1,4 @@
-"""Calls of workers that go on, and how they are lost."""
+"""Running calls of workers, and their loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rayd.engine.wire import size, unpack
 
 @dataclass
 class Call:
-    """A call of a worker that goes on."""
+    """A running call of a worker."""
 
     item: int
     worker: int
@@ -20,7 +20,7 @@ class Call:
     since: float = field(default_factory=time.monotonic)
     """When it began, or last yielded an event."""
     longest: float | None = None
-    """Most seconds between two events; None before the first one."""
+    """Longest time between two events, in seconds; None before the first one."""
     stuck_for: float | None = None
     """Seconds after which it was ended as stuck."""
 
@@ -35,7 +35,7 @@ class Call:
 
 
 class LostError(Exception):
-    """The worker of a call died, or is of no use; another may repeat the call."""
+    """The worker of a call died or is unusable; another one may repeat the call."""
 
     def __init__(self, fault: str | None = None):
         """Describe the loss.
@@ -54,6 +54,6 @@ class LostError(Exception):
 
 
 def unpacked(packed: Any) -> Any:
-    """The value of a result that arrived, counted as data moved."""
+    """Unpack a result that arrived, and count its bytes as moved."""
     metrics.count("rayd_bytes_moved", size(packed), direction="in")
     return unpack(packed)

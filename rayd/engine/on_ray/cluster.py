@@ -33,7 +33,7 @@ def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start a private one on this machine, unless connected.
 
     Raises:
-        ResourceError: no cluster answers at the address, or it is that of a Ray Client.
+        ResourceError: no cluster answers at the address, or it is the address of a Ray Client.
     """
     if (address or "").startswith("ray://"):
         raise ResourceError(
@@ -56,25 +56,25 @@ def connect(address: str | None) -> None:
             with _held_back_stderr():
                 ray.init(address=address, **quiet)
     except Exception as error:
-        # a node that does not start in time is a bare Exception
+        # for a node that does not start in time, Ray raises a bare Exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if address is None:
             raise ResourceError(
-                f"Ray did not start on this machine: {reason} A machine that is busy or short of "
-                "memory may need another try; '--workers 0' works without Ray, where a command has it."
+                f"Ray did not start on this machine: {reason} If the machine is busy or short of "
+                "memory, try again; '--workers 0', where a command has it, works without Ray."
             ) from error
         raise ResourceError(
             f"Cannot join the Ray cluster at '{address}': {reason.removesuffix('.')}. If it "
-            "requires a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that of the cluster where "
-            "this machine does not have it; from a machine that is none of its nodes, use 'ray job "
-            "submit'."
+            "requires a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token "
+            "unless this machine has it; from a machine that is not one of its nodes, use 'ray "
+            "job submit'."
         ) from error
     watch_head()
 
 
 def _start_private(options: dict[str, Any]) -> None:
-    """Start Ray on this machine, once more where its node took longer than the 30 s that Ray allows
-    it: on a busy machine what was read from disk then makes the second start quicker.
+    """Start Ray on this machine; try again if its node took longer than the 30 s that Ray allows.
+    On a busy machine the second start is faster, as files are in the page cache.
     """
     for attempt in range(START_TRIES):
         try:
@@ -88,9 +88,9 @@ def _start_private(options: dict[str, Any]) -> None:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hold back what is written to standard error, also by Ray's C++, and drop it at an error.
+    """Buffer standard error, including output of Ray's C++ code, and drop it on an error.
 
-    A cluster that refuses to be joined is logged in twenty lines; the error is one sentence.
+    Ray logs twenty lines if a cluster cannot be joined; the error is one sentence.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
@@ -126,9 +126,9 @@ def check_sendable(what: str, value: Any) -> None:
 
 
 def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory with own parts for the process that calls it; see `plugins.Sent`.
+    """The factory, together with plug-ins for the process that calls it; see `plugins.Sent`.
 
-    Objects that cannot be sent are left out: a session may hold some, of earlier runs.
+    Objects that cannot be sent are left out, as a session may hold some from earlier runs.
     """
     found = {}
     for name, value in plugins.OBJECTS.items():
@@ -146,10 +146,10 @@ def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+    """Fail within seconds if nothing listens; Ray itself tries for minutes."""
     meant = ""
     if address == "auto":
-        # the cluster that was started here last, even if it has ended since
+        # the cluster that was last started here, even if it has been stopped since
         with suppress(ConnectionError):
             address = ray._private.services.get_ray_address_from_environment(address, None)
             meant = ", which 'auto' stands for here"
@@ -175,7 +175,7 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
     Raises:
         ResourceError: states the requested and the existing resources.
     """
-    # of an idle cluster: what other jobs hold now may be free when workers start
+    # of the idle cluster: resources that other jobs hold now may be free when workers start
     nodes, fitting = capacity(resources)
     if fitting < resources.workers:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in _reserved(resources).items())
@@ -267,20 +267,20 @@ def _fitting(node: Mapping[str, float], resources: ResourceSettings) -> int:
 
 
 def memory_to_ask(resources: ResourceSettings, wanted: int) -> int:
-    """Bytes of memory that each worker asks of Ray: with them workers go where there is enough.
+    """Bytes of memory that each worker requests from Ray, to be placed where there is enough.
 
-    What a worker takes is an estimate, so it asks for no more than its share of any node that could
-    hold it: a run that would fit is never refused. Workers of an elastic pool ask for none, as the
+    The need of a worker is an estimate, so it requests at most its share of any node that could
+    hold it: a run that would fit is never refused. Workers of an elastic pool request none, as the
     nodes that will join are unknown.
 
     Args:
         resources: number of workers, and what else each reserves.
-        wanted: bytes that a worker will take; 0 where that is unknown.
+        wanted: estimated bytes that a worker will take; 0 if unknown.
     """
     if wanted <= 0 or resources.elastic:
         return 0
     shares = []
-    # not a public interface of Ray; without it workers ask for no memory
+    # not a public interface of Ray; without it, workers request no memory
     with suppress(Exception):
         for node in ray._private.state.available_resources_per_node().values():
             count = min(_fitting(node, resources), resources.workers)
@@ -290,17 +290,18 @@ def memory_to_ask(resources: ResourceSettings, wanted: int) -> int:
 
 
 def unused_gpus() -> float:
-    """GPUs of the connected cluster that nobody has reserved."""
+    """GPUs of the connected cluster that are not reserved."""
     return float(ray.available_resources().get("GPU", 0.0))
 
 
 def _held(kind: str, existing: float, amount: float) -> int:
-    """How often an amount fits into what a node has; a fraction of a GPU fits into one device.
+    """Number of times that an amount fits into a node; a fraction of a GPU must fit into one
+    device.
 
     >>> _held("GPU", 4, 0.6), _held("CPU", 4, 0.6), _held("CPU", 0.3, 0.1)
     (4, 6, 3)
     """
-    # the small number absorbs rounding: 0.3 / 0.1 is less than 3
+    # the epsilon absorbs rounding: 0.3 / 0.1 is less than 3
     if kind == "GPU" and amount < 1:
         return int(existing) * int(1 / amount + 1e-9)
     return int(existing / amount + 1e-9)
@@ -328,7 +329,7 @@ def amounts_text(amounts: dict[str, float]) -> str:
 
 
 def log_directory() -> str | None:
-    """Ray's log directory on this node, from a private attribute; None where Ray lacks it."""
+    """Ray's log directory on this node, from a private attribute; None if Ray lacks it."""
     with suppress(AttributeError):
         return str(ray._private.worker._global_node.get_logs_dir_path())
     return None

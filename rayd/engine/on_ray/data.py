@@ -4,8 +4,8 @@
                     ->  Ray's object store  ->  workers
 
 Every shard is decoded once, whatever the number of workers that use it, and leaves the store after
-its last use. At most `decoders` shards are being decoded and about as many wait for use: the
-pipeline stops when shards are not consumed. Ray recomputes shards that are lost with their node.
+its last use. At most `decoders` shards are being decoded, and about as many wait to be used: the
+pipeline pauses if shards are not consumed. Ray recomputes shards that are lost with their node.
 
 Suited to clusters with CPUs that belong to no worker, e.g. on nodes without GPUs. Workers that own
 all cores decode more quickly themselves, for several observers at once.
@@ -35,7 +35,7 @@ COLUMN = "pixels"
 
 
 class DecodedShard:
-    """A `RealBatch` in Ray's object store, which is freed with the last reference to it.
+    """A `RealBatch` in Ray's object store, freed with the last reference to it.
 
     Args:
         block: of the pipeline.
@@ -65,7 +65,7 @@ class DecodedShard:
 
 
 def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
-    """Decode streamed images, part by part, slightly ahead of their use.
+    """Decode streamed images part by part, slightly ahead of their use.
 
     Args:
         parts: the images; each part is decoded by one task.
@@ -95,7 +95,7 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
             num_cpus=1,
         )
         bundles = shards.iter_internal_ref_bundles()
-    # Ray's iterator has no time limit: a thread waits for it
+    # Ray's iterator has no timeout, so a thread waits for it
     waiting = ThreadPoolExecutor(1, "rayd-decoded")
     try:
         for part in parts:
@@ -118,7 +118,7 @@ def _context(decoders: int, shard: int) -> DataContext:
     # Ray Data logs every execution
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
-    context.target_max_block_size = None  # a shard is a block
+    context.target_max_block_size = None  # one block per shard
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=2 * decoders * shard

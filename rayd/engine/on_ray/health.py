@@ -1,4 +1,4 @@
-"""Liveness of workers: which of them can be given tasks, and in which processes they run."""
+"""Liveness of workers: which of them can take tasks, and in which processes they run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rayd.engine.pool import WorkerInfo
 from rayd.errors import RunError
 
 START_LIMIT = 180.0
-"""Seconds that a worker may take to start, of few."""
+"""Seconds that workers may take to start, if there are few."""
 START_EACH = 2.0
-"""Seconds that each worker adds: many import torch from one file system at the same time."""
+"""Additional seconds per worker, as many import torch from one file system at the same time."""
 NO_WORKER_LIMIT = 1800.0
 """Seconds that a run continues without any worker: time for a node to be replaced."""
 PING_INTERVAL = 1.0
@@ -29,11 +29,11 @@ READ_LIMIT = 5.0
 
 
 def start_limit(workers: int, crowding: float = 1.0) -> float:
-    """Seconds that so many workers may take to start.
+    """Time limit for workers to start, in seconds.
 
     Args:
-        workers: their number.
-        crowding: how many processes share a core of this machine; see `crowding`.
+        workers: number of workers.
+        crowding: number of processes that share a core of this machine; see `crowding`.
 
     >>> start_limit(2), start_limit(256), start_limit(2, crowding=3.0)
     (184.0, 692.0, 552.0)
@@ -42,17 +42,17 @@ def start_limit(workers: int, crowding: float = 1.0) -> float:
 
 
 def crowding() -> float:
-    """Processes that want to run on this machine, for each of its cores; at least 1."""
+    """Number of runnable processes per core of this machine; at least 1."""
     try:
         waiting = os.getloadavg()[0]
     except (AttributeError, OSError):
-        # Windows does not say
+        # not available on Windows
         return 1.0
     return max(1.0, waiting / (os.cpu_count() or 1))
 
 
 class WorkerHealth:
-    """Tracks which workers can be given tasks; all count as lost before their first ping.
+    """Tracks which workers can take tasks; all count as lost before their first ping.
 
     Lost workers are pinged. A ping stays pending while Ray has not yet placed the actor because no
     node can hold it, and fails within seconds while Ray cannot restart it.
@@ -75,7 +75,7 @@ class WorkerHealth:
         self._alone = time.monotonic()
 
     def pings(self) -> list[Any]:
-        """Ping lost workers whose time has come; return all pending pings."""
+        """Ping lost workers that are due; return all pending pings."""
         if self.away:
             pending = set(self._pings.values())
             now = time.monotonic()
@@ -88,14 +88,14 @@ class WorkerHealth:
         """Update the state of a worker by a finished ping.
 
         Raises:
-            RaydError: the worker's replica cannot be created, or no worker will come back.
+            RaydError: the worker's replica cannot be created, or no worker can come back.
         """
         worker = self._pings.pop(ping)
         try:
             self.last_info[worker] = ray.get(ping, timeout=START_LIMIT)
         except RayActorError as error:
             self.away[worker] = time.monotonic() + PING_INTERVAL
-            # Ray counts it as dead for good; should it answer nevertheless, it is taken back
+            # for Ray it is permanently dead; if it answers nevertheless, it is used again
             if isinstance(error, ActorDiedError):
                 self._gone.add(worker)
             self.check()
@@ -107,29 +107,29 @@ class WorkerHealth:
         self._gone.discard(worker)
 
     def usable(self) -> set[int]:
-        """The workers that new tasks may go to: those on nodes that stay, if there are any."""
+        """The workers that may take new tasks: if possible, those on nodes that do not drain."""
         draining = self._draining.nodes()
         if not draining:
             return self.present
         staying = {
             worker for worker in self.present if self.last_info[worker].node_id not in draining
         }
-        # where all nodes drain, their workers still are the best there is
+        # if all nodes drain, their workers are still better than none
         return staying or self.present
 
     def mark_lost(self, worker: int) -> None:
         """Mark a worker as lost; it is pinged at once."""
         self.present.discard(worker)
         self.away[worker] = 0.0
-        # from now on it counts how long there is nobody
+        # the time without any worker starts now
         if not self.present:
             self._alone = time.monotonic()
 
     def check(self) -> None:
-        """End the run if there is no worker left to wait for.
+        """Raise an error if no worker is left to wait for.
 
         Raises:
-            RunError: all workers are dead for good, or lost for too long.
+            RunError: all workers are permanently dead, or lost for too long.
         """
         if len(self._gone) == len(self._workers):
             raise RunError(
@@ -146,8 +146,8 @@ class WorkerHealth:
 class ActorMonitor:
     """Reports the processes of actors without waiting for busy ones.
 
-    Each actor has one ping pending, and is reported as its last finished ping described it. The
-    driver asks for its peak memory while the status file is written: any thread may poll.
+    Each actor has one pending ping, and is reported as of its last finished one. Any thread may
+    poll: the driver asks for peak memory while the status file is written.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class ActorMonitor:
     def _ping(self, actors: list[tuple[str, Any]]) -> None:
         for index in set(range(len(actors))) - set(self._pending.values()):
             role, actor = actors[index]
-            # the next poll asks again; Ray would tell of a retry on the standard output
+            # the next poll asks again; Ray would report retries on standard output
             ping = actor.worker_info.options(max_task_retries=0)
             self._pending[ping.remote(role)] = index
 

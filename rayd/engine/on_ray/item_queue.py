@@ -1,4 +1,4 @@
-"""Which item a worker is given next."""
+"""Queues of work items: the next item for a worker."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class ItemQueue:
 
     Args:
         count: number of items.
-        affinity: of each; the worker of that number, modulo the number of workers, is its home.
+        affinity: affinity of each item; its home is the worker of that number, modulo the number of
+            workers.
         workers: their number.
     """
 
     def __init__(self, count: int, affinity: Sequence[int] | None, workers: int):
-        # an item with affinity is in two queues; the one that is read second skips it
+        # an item with affinity is in two queues; it is skipped in the one that is read second
         self._own: list[deque[int]] = [deque() for _ in range(workers)]
         self._all = deque(range(count))
         self._taken: set[int] = set()
@@ -38,12 +39,12 @@ class ItemQueue:
     def assign(self, idle: Sequence[int], only: int | None = None) -> list[tuple[int, int]]:
         """Remove and return (worker, item) for idle workers, at most one item each.
 
-        Homes come first: only what an idle worker has no claim to is taken by the others, or a
-        step with fewer items than workers would always go to the first of them.
+        Items first go to their homes; only items whose home is not idle go to other workers.
+        Otherwise, a step with fewer items than workers would always run on the first workers.
 
         Args:
             idle: the workers.
-            only: the item without which no other is given; None gives all.
+            only: assign just this item, if it is waiting; None assigns all.
         """
         if only is not None:
             return self._assign_one(idle, only)
@@ -86,7 +87,7 @@ class ItemQueue:
         return None
 
     def put_back(self, item: int, error: LostError | None = None) -> None:
-        """Return an item whose worker died, for a reason if one is known.
+        """Put back an item whose worker died, with the reason if it is known.
 
         Raises:
             RunError: too many workers in a row died, failed or hung over the item.
@@ -117,7 +118,7 @@ class ItemQueue:
         return bool(self._lost)
 
     def reset_losses(self, item: int) -> None:
-        """Count the losses of an item anew, as it makes progress."""
+        """Reset the count of an item's losses, as it makes progress."""
         self._losses.pop(item, None)
         self._faults.pop(item, None)
 
@@ -134,7 +135,7 @@ class StreamedItems:
         self._upcoming = iter(items)
         self._count = 0
         self._is_exhausted = False
-        # arguments of unfinished items, in case they have to be restarted
+        # arguments of unfinished items, in case they must be restarted
         self._arguments: dict[int, tuple[Any, ...]] = {}
         self._lost = ItemQueue(0, None, workers)
         # events of an item that arrived since its last start, and that were passed on: a restarted
@@ -144,11 +145,11 @@ class StreamedItems:
 
     @property
     def all_started(self) -> bool:
-        """Whether no item waits to be started."""
+        """Whether all items have been started."""
         return self._is_exhausted and not self._lost
 
     def start(self) -> tuple[int, tuple[Any, ...]] | None:
-        """Number and arguments of the item to be started next; None if there is none."""
+        """Number and arguments of the next item to start; None if there is none."""
         item = self._lost.take_lost()
         if item is None:
             following = None if self._is_exhausted else next(self._upcoming, None)
@@ -162,7 +163,7 @@ class StreamedItems:
         return item, self._arguments[item]
 
     def is_new_event(self, item: int) -> bool:
-        """Count an event that arrived; whether it is no repetition of one before a restart."""
+        """Count an event that arrived; return whether it is new, not repeated after a restart."""
         self._arrived[item] += 1
         if self._arrived[item] <= self._yielded[item]:
             return False
@@ -172,7 +173,7 @@ class StreamedItems:
 
     def finish(self, item: int) -> None:
         """Forget a finished item."""
-        # its arguments may be large
+        # free its arguments, which may be large
         del self._arguments[item]
 
     def put_back(self, item: int, error: LostError) -> None:

@@ -1,4 +1,4 @@
-"""The workers of a pool as one of them uses them: its own tasks in place, the others' by Ray."""
+"""A pool as seen by one of its workers: it runs its own tasks in place, and the others' by Ray."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rayd.engine.pool import LocalPool, WorkerInfo
 from rayd.engine.wire import to_host
 
 SHORT = 0.004
-"""Seconds of a task below which a worker that has some computes them all: to have another one
-compute it takes as long, most of it processor time of both.
+"""Seconds per task below which a worker computes all of its tasks itself, as handing one to another
+worker takes as long, most of it processor time of both.
 """
 SHORT_OF = 8
-"""Durations of which the least tells whether tasks are short: others hold what the machine was busy
-with besides.
+"""Number of durations, the least of which shows whether tasks are short; longer ones may include
+other work of the machine.
 """
 NEIGHBOURS_LIMIT = 10.0
-"""Seconds that a worker waits at first for the others to answer."""
+"""Seconds that a worker initially waits for the others to answer."""
 
 
 class WorkersByName(ActorTasks):
-    """The pool for its hosted object: the same workers, which it neither starts nor stops.
+    """The pool for its hosted object: the same workers, without starting or stopping them.
 
-    Workers are looked up by name: handles among an actor's constructor arguments are kept in the
+    Workers are looked up by name, as handles among an actor's constructor arguments are in the
     object store, and may be lost before the actor is restarted.
     """
 
@@ -46,37 +46,37 @@ class WorkersByName(ActorTasks):
         return [ray.get_actor(name) for name in self._names]
 
     def around(self, replica: Any) -> AroundWorker:
-        """The pool for the worker in whose process this is called; see `Neighbours`."""
+        """The pool for the worker in the calling process; see `Neighbours`."""
         return AroundWorker(self._names, replica)
 
 
 class AroundWorker(WorkersByName):
-    """The pool for an object inside a worker: that worker, and the others beside it.
+    """The pool for an object inside a worker: that worker and the others.
 
     Args:
         names: of the actors of all workers.
-        replica: what this worker hosts.
+        replica: the object that this worker hosts.
     """
 
     def __init__(self, names: list[str], replica: Any):
         super().__init__(names)
         self._own = names.index(ray.get_runtime_context().get_actor_name())
         self._local = LocalPool.around(replica)
-        # seconds of the last tasks that were computed here, by method
+        # durations of the last tasks that were computed here, in seconds, by method
         self._computed: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SHORT_OF))
 
     def share(self, value: Any) -> NearRef:  # type: ignore[override]
-        """A reference to a copy of the value, which is stored for other workers when a task that
-        goes there refers to it.
+        """A reference to a copy of the value, which is put into the object store once a task for
+        another worker refers to it.
         """
         return NearRef(to_host(value, copy=True))
 
     def map(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        """Share the items with the other workers, unless a call takes longer than a task.
+        """Distribute the items over all workers, unless a call takes longer than a task.
 
-        All calls are made at once, as the others must not wait while this worker computes.
+        All calls are made at once, so that the others do not wait while this worker computes.
         """
         known = self._computed[method]
         if len(known) == SHORT_OF and min(known) < SHORT:
@@ -84,7 +84,7 @@ class AroundWorker(WorkersByName):
                 yield self._compute(method, item)
             return
         mine, running = self._distribute(method, items, affinity or range(len(items)))
-        # while the others compute theirs
+        # concurrently with the other workers
         results = {index: self._compute(method, items[index]) for index in mine}
         while running:
             reference = self._next(method, running)
@@ -96,7 +96,7 @@ class AroundWorker(WorkersByName):
                 results[call.item] = unpacked(self._packed(reference))
             except LostError as error:
                 self._lose(call, error.of(call))
-                # here, where it cannot be lost again
+                # computed here, where it cannot be lost again
                 results[call.item] = self._compute(method, items[call.item])
             else:
                 self._durations[method].append(call.silent())
@@ -105,8 +105,8 @@ class AroundWorker(WorkersByName):
     def _distribute(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int]
     ) -> tuple[list[int], dict[Any, Call]]:
-        """Call the other workers; returns the items that are left for this one, and the calls."""
-        # nobody waits for pings where all others are lost
+        """Call the other workers; return the items that are left for this one, and the calls."""
+        # if all others are lost, there is no point in waiting for pings
         for ping in ready_within(self._health.pings(), timeout=0)[0]:
             self._health.update(ping)
         mine = []
@@ -119,9 +119,9 @@ class AroundWorker(WorkersByName):
         return mine, self._call(method, items, others)
 
     def _among(self, affinity: Sequence[int]) -> list[int]:
-        """The worker of each item: its home, unless that is lost or has its share already."""
+        """The worker of each item: its home, unless that is lost or already has its share."""
         workers = self._idle({})
-        # an even share: a step ends with its last task, so caches count less than balance
+        # even shares: a step ends with its last task, so balance matters more than caches
         most = -(-len(affinity) // len(workers))
         loads = dict.fromkeys(workers, 0)
         found: dict[int, int] = {}
@@ -139,7 +139,7 @@ class AroundWorker(WorkersByName):
     def _compute(self, method: str, item: tuple[Any, ...]) -> Any:
         began = time.perf_counter()
         (result,) = self._local.map(method, [item])
-        # results of other workers come in host memory, too
+        # like results of other workers, in host memory
         found = to_host(result)
         self._computed[method].append(time.perf_counter() - began)
         return found
@@ -147,13 +147,13 @@ class AroundWorker(WorkersByName):
     @cached_property
     def _health(self) -> health.WorkerHealth:
         known = health.WorkerHealth(self._workers)
-        # this worker is busy with the caller, so it answers no ping
+        # this worker is busy with the caller, so it cannot answer pings
         known.away.pop(self._own)
         known.present.add(self._own)
         node = str(ray.get_runtime_context().get_node_id())
         known.last_info[self._own] = WorkerInfo("worker", 0, "", "", node_id=node)
         began = time.monotonic()
-        # the first tasks should find the others there
+        # so that the first tasks find the others available
         while known.away and time.monotonic() - began < NEIGHBOURS_LIMIT:
             ready, _ = ready_within(known.pings(), timeout=health.PING_INTERVAL)
             for ping in ready:
@@ -165,7 +165,7 @@ class AroundWorker(WorkersByName):
 
 
 class NearRef:
-    """A value in this process that becomes a `RayRef` where it is sent to another one.
+    """A value in this process that becomes a `RayRef` when it is sent to another one.
 
     Args:
         value: must not change.

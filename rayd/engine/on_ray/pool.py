@@ -71,15 +71,15 @@ class RayPool(ActorTasks, HostingPool):
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
         if resources.placement == "spread" and get_current_placement_group() is None:
-            # an explicit strategy would leave the placement group of a trial, which spreads its
+            # an explicit strategy would override the placement group of a trial, which spreads its
             # bundles itself
             options["scheduling_strategy"] = "SPREAD"
-        # the bundles of a trial hold no memory
+        # the bundles of a trial reserve no memory
         asked = 0 if get_current_placement_group() else memory_to_ask(resources, memory)
         if asked > 0:
             options["memory"] = asked
         if own := plugins.environment():
-            # of a cluster that was joined before the parts were imported
+            # for a cluster that was joined before the plug-ins were imported
             options["runtime_env"] = {"env_vars": own["env_vars"]}
         # names by which hosted objects find the workers; unique, as runs may share a cluster
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
@@ -90,7 +90,7 @@ class RayPool(ActorTasks, HostingPool):
         self._hosts: list[RayActor] = []
         try:
             self._start(resources)
-        # also at an interrupt: actors would hold their resources until the driver ends
+        # also on an interrupt, or actors would hold their resources until the driver ends
         except BaseException:
             self.close()
             raise
@@ -131,7 +131,7 @@ class RayPool(ActorTasks, HostingPool):
 
     @contextmanager
     def sharing_gpus(self, each: int) -> Iterator[WorkerPool]:
-        """These workers with `each` - 1 more beside each of them, which reserve nothing."""
+        """These workers, and `each` - 1 more on the GPU of each, which reserve nothing."""
         with SharedGPUs(self, each) as pool:
             yield pool
 
@@ -140,7 +140,7 @@ class RayPool(ActorTasks, HostingPool):
         for host in self._hosts:
             host.close()
         for worker in self._workers:
-            # a lost head takes its actors along, and asking it would take a minute
+            # actors are lost with their head, and calls to a lost head take a minute to fail
             if not head_is_lost():
                 ray.kill(worker)
         self._workers = []
@@ -150,18 +150,18 @@ class RayPool(ActorTasks, HostingPool):
 class SharedGPUs(RayPool):
     """The workers of a pool, and further ones on their GPUs, which end with this pool.
 
-    Those are on the nodes of the workers, reserve nothing, and see the GPU that a worker reserved.
-    One whose node is lost does not come back.
+    The further ones run on the workers' nodes, reserve nothing, and use the GPUs that the workers
+    reserved. One whose node is lost is not replaced.
 
     Args:
-        pool: idle.
+        pool: an idle pool.
         each: workers on a GPU.
     """
 
     def __init__(self, pool: RayPool, each: int):
         self._threads = max(1, pool._threads // each)
         self._added = []
-        # at this moment alive: only these have said which GPU is theirs
+        # only workers that are alive have reported their GPU
         for worker in sorted(pool._health.present) * (each - 1):
             info = pool._health.last_info[worker]
             node = NodeAffinitySchedulingStrategy(info.node_id, soft=False)

@@ -1,14 +1,14 @@
 """Tasks that several workers compute together, by Ray Train.
 
 Each task is one run of a `TorchTrainer`: every worker hosts a replica, and all call the same method
-with the same arguments and communicate in torch's process group. Ray Train restarts all of them
-when one dies. `TorchTrainer.fit` blocks until all is done, so it runs in an actor of its own, the
-launcher, which passes the events of the first worker on to the driver; closing the launcher ends
-the run in any state.
+with the same arguments and communicate through torch's process group. Ray Train restarts all of
+them when one dies. `TorchTrainer.fit` blocks until everything is done, so it runs in a separate
+actor, the launcher, which forwards the events of the first worker to the driver; closing the
+launcher ends the run in any state.
 
     driver <-- events -- launcher (fit) <-- messages -- worker 0 <== process group ==> worker 1, ...
 
-Of several tasks at a time each has a launcher and workers of its own.
+If several tasks run at a time, each has its own launcher and workers.
 """
 
 from __future__ import annotations
@@ -51,31 +51,31 @@ except ImportError as missing:
     ) from missing
 
 RESTARTS = 5
-"""Restarts of an item's workers before it fails for good: for nodes that are lost now and then, not
-for a worker that dies at the same place each time.
+"""Restarts of an item's workers before it fails permanently: for occasional losses of nodes, not
+for a worker that always dies at the same place.
 """
 RESOURCE_RETRIES = 2
 """Further attempts to get the workers' resources, each of which Ray Train gives up after a minute."""
 LINGER = 60.0
-"""Seconds that Ray Train may take to end a run whose last event has come; then it is left alone."""
+"""Seconds that Ray Train may take to end a run after its last event, before it is abandoned."""
 PLACEMENT = "place"
 """The file with the id of a run's placement group."""
 ALMOST_NOTHING = {"CPU": 0.001}
-"""What workers reserve that ask for nothing, which Ray Train could not place."""
+"""Resources reserved for workers that request none, as Ray Train cannot place such workers."""
 ENVIRONMENT = {
     # how long the end of a worker may go unnoticed; the default of 2 s is long for short runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # rayd exports metrics of its own
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # workers stay in the driver's directory, so relative paths stay valid
+    # workers keep the driver's working directory, so that relative paths stay valid
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Settings of Ray Train."""
 
 
 class TrainPool(Closable):
-    """Replicas that compute every item together, one item after another, or several at a time by
-    teams of replicas. A context manager, which stops nothing: workers end with their item.
+    """Replicas that compute every item together: one item after another, or several at a time by
+    teams of replicas. A context manager, whose exit stops nothing, as workers end with their item.
 
     Args:
         resources: the number of replicas of a team, and what each of them reserves.
@@ -178,7 +178,7 @@ class _TeamRun:
         self.fault: RaydError | None = None
         self._task = task
         self._storage = storage
-        # two calls: workers put messages while `run` streams them
+        # two concurrent calls, as workers put messages while `run` streams them
         self._launcher = RayActor.start(1, _Launcher, calls=2)
         self._is_open = True
         self.events = self._launcher.events("run", task)
@@ -210,7 +210,7 @@ class _Task:
 
 
 class _Launcher:
-    """Runs one task, and passes on the events of its first worker."""
+    """Runs one task, and forwards the events of its first worker."""
 
     def __init__(self) -> None:
         os.environ.update(ENVIRONMENT)
@@ -228,7 +228,7 @@ class _Launcher:
 
     def put(self, run: str, message: _Message) -> None:
         """Receive a message from a worker; those of earlier runs are ignored."""
-        # workers of a run that Ray Train is still ending may be late
+        # workers of a run that Ray Train is still stopping may send late messages
         if run == self._run:
             self._over = self._over or not isinstance(message, tuple)
             self._messages.put(message)
@@ -238,7 +238,7 @@ class _Launcher:
 
         The error is not raised, as Ray would repeat the call.
         """
-        # placement group of an earlier launcher that died
+        # free the placement group of an earlier launcher that died
         _free(task.storage)
         self._task = task
         self._run = uuid.uuid4().hex
@@ -325,7 +325,7 @@ def _free(storage: Path) -> None:
 
 
 def _backend(resources: ResourceSettings) -> str:
-    """NCCL where every worker has a GPU of its own; it refuses two workers on one."""
+    """NCCL if every worker has its own GPU, as it does not support two on one; else Gloo."""
     return "nccl" if resources.gpus_per_worker >= 1 else "gloo"
 
 

@@ -1,4 +1,4 @@
-"""What happens to the cluster meanwhile: a head that goes away, nodes that announce their end."""
+"""Monitoring of the cluster during a run: loss of the head, and nodes that drain."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import ray
 from rayd.errors import ClusterLostError
 
 INTERVAL = 3.0
-"""Seconds between two looks at the head."""
+"""Seconds between checks of the head."""
 FAILURES = 3
-"""Number of looks in a row that find no head before it counts as gone."""
+"""Number of consecutive failed checks after which the head counts as gone."""
 GRACE = 5.0
-"""Seconds that the driver has to end in order, before the watch ends the process."""
+"""Seconds that the driver has to shut down cleanly, before the watch ends the process."""
 DRAIN_INTERVAL = 5.0
-"""Seconds between two looks at the nodes that drain."""
+"""Seconds between checks for draining nodes."""
 
 
 class HeadWatch(threading.Thread):
-    """Notices within seconds that nothing listens where the head of the cluster was.
+    """Detects within seconds that the head of the cluster is gone.
 
-    Ray itself waits for a minute, then ends the driver with its own log. The driver asks `check`
-    between its waits; where it cannot, because it waits inside of Ray, the watch writes the
-    sentence and ends the process.
+    Ray itself waits for a minute, then ends the driver with its own log. The driver calls `check`
+    between its waits; if it cannot, because it waits inside Ray, the watch prints the error and
+    ends the process.
 
     Args:
         address: host and port of the head (its global control store).
@@ -53,13 +53,13 @@ class HeadWatch(threading.Thread):
             raise ClusterLostError(self._sentence())
 
     def run(self) -> None:
-        """Look until the head is gone, or this process has left the cluster."""
+        """Poll until the head is gone, or this process has left the cluster."""
         failures = 0
         while failures < FAILURES:
             time.sleep(INTERVAL)
             if not ray.is_initialized():
                 return
-            # several in a row: a head under load may miss one
+            # several failures in a row, as a head under load may miss one
             failures = 0 if self._answers() else failures + 1
         self._lost.set()
         if not self._told.wait(GRACE) and ray.is_initialized():
@@ -69,7 +69,7 @@ class HeadWatch(threading.Thread):
             os._exit(ClusterLostError.exit_code)
 
     def _answers(self) -> bool:
-        """Whether the head, and Ray's process on this node (the raylet), take a connection."""
+        """Whether the head, and Ray's process on this node (the raylet), accept connections."""
         try:
             socket.create_connection(self._place, timeout=INTERVAL).close()
             raylet = _raylet_socket()
@@ -112,12 +112,12 @@ def check_head() -> None:
 
 
 def head_is_lost() -> bool:
-    """Whether the head that this process watches is gone: whatever asks it would wait for long."""
+    """Whether the head that this process watches is gone, so that calls to it would block."""
     return _watch is not None and _watch._lost.is_set()
 
 
 def _raylet_socket() -> str | None:
-    """Path of the socket of this node's raylet, from a private attribute; None without one."""
+    """Path of this node's raylet socket, from a private attribute; None without one."""
     with suppress(AttributeError):
         path = str(ray._private.worker._global_node.raylet_socket_name)
         return path if hasattr(socket, "AF_UNIX") and path.startswith("/") else None
@@ -125,14 +125,14 @@ def _raylet_socket() -> str | None:
 
 
 class Draining:
-    """Ids of the nodes that drain: a spot notice, or `ray drain-node`, announced their end."""
+    """Ids of the nodes that drain, after a spot notice or `ray drain-node`."""
 
     def __init__(self) -> None:
         self._looked = -DRAIN_INTERVAL
         self._nodes: frozenset[str] = frozenset()
 
     def nodes(self) -> frozenset[str]:
-        """Hex ids of the nodes, looked up every few seconds; empty where Ray does not tell."""
+        """Hex ids of the nodes, refreshed every few seconds; empty if Ray does not provide them."""
         if time.monotonic() - self._looked >= DRAIN_INTERVAL:
             self._looked = time.monotonic()
             # not a public interface of Ray; without it tasks of such a node are repeated elsewhere

@@ -1,10 +1,10 @@
-"""The outer loop of the synthesis: all blocks of a synthetic set through all their steps.
+"""The outer loop of the synthesis: all steps of all blocks of a synthetic set.
 
 The steps on one block are in `rayd.engine.synthesizer`.
 
 Blocks are optimised one after another, each with all workers, or in parallel, each by one worker.
 Steps that a checkpoint already covers are not repeated. The whole set is kept up to date, for
-callbacks and for the contact sheets that the run logs.
+callbacks and for logged contact sheets.
 """
 
 from __future__ import annotations
@@ -38,48 +38,50 @@ from rayd.pictures import contact_sheet
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
-"""Seconds of work that the driver asks of the synthesizer at a time: often enough for progress,
-seldom enough that calls cost nothing.
+"""Seconds of work that the driver requests from the synthesizer per call: short enough for
+progress, long enough to make the overhead of calls negligible.
 """
 SHEET_TAG = "synthetic images"
 """Tag of the set's contact sheets in TensorBoard."""
 MOST_SHEETS = 24
-"""Contact sheets that a set of several blocks logs, at most."""
+"""Maximum number of contact sheets that are logged for a set of several blocks."""
 LARGEST_SHEET = 2**27
-"""Bytes of a set's images up to which contact sheets are logged: each is made of a copy of all."""
+"""Bytes of a set's images up to which contact sheets are logged, as each needs a copy of the
+images.
+"""
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the stages before have left for the steps of all blocks."""
+    """Results of the preceding stages that the steps of all blocks use."""
 
     weights: Mapping[NetworkId, ObjectRef]
     """Weights of trained networks."""
     accuracies: Mapping[NetworkId, float]
     """Their training accuracies, fractions."""
     measured: Mapping[NetworkId, ObjectRef]
-    """Measured statistics of fixed observers; empty when real data is sampled."""
+    """Measured statistics of fixed observers; empty if real data are sampled."""
     experts: tuple[Path, ...]
-    """Files of the experts, where students follow some."""
+    """Files of the experts, if trajectories are matched."""
 
 
 class Blocks:
-    """All steps of all blocks. Steps are numbered through the blocks.
+    """All steps of all blocks. Steps are numbered consecutively through the blocks.
 
     Args:
         job: the run.
         pool: hosts `Worker`.
-        hash: of everything that the synthesis depends on; checkpoints carry it.
+        hash: hash of everything that the synthesis depends on; stored in checkpoints.
         learned: the set before the first step; kept up to date.
         checkpoints: directory of the run's checkpoints.
-        inputs: what the steps use.
+        inputs: results that the steps use.
         log: where logged steps are written.
         progress: where progress is shown.
-        as_distilled: makes a distilled set of the synthetic one as it is.
-        callback: has the milestones, if there are any.
+        as_distilled: converts the current synthetic set into a distilled set.
+        callback: the sweep's callback with its milestones, if any.
         callbacks: called with every logged step.
-        validation_accuracy: trains students on an unfinished set and tests them.
-        on_milestone: called at each milestone with the share of the steps that is done.
+        validation_accuracy: validation accuracy of students of an unfinished set.
+        on_milestone: called at each milestone with the fraction of finished steps.
     """
 
     def __init__(
@@ -146,18 +148,18 @@ class Blocks:
         return any(checkpoint.foreign(task.checkpoints, task.key) for task in self.tasks)
 
     def adopt(self, checkpoints: Path) -> None:
-        """Go on from the checkpoints of another run where there are none of this one yet."""
+        """Start from the checkpoints of another run, unless this run has its own."""
         for task in self.tasks:
             source = checkpoints / checkpoint.block_folder(task.block, task.blocks)
             checkpoint.adopt(source, task.checkpoints, task.key)
 
-    def run(self, foreseen: float | None = None) -> None:
-        """Go through all steps that no checkpoint covers.
+    def run(self, expected_seconds: float | None = None) -> None:
+        """Run all steps that no checkpoint covers.
 
         Args:
-            foreseen: seconds that all steps should take, where that is known.
+            expected_seconds: forecast of all steps in seconds; None if unknown.
         """
-        with self._shown(foreseen) as shown:
+        with self._shown(expected_seconds) as shown:
             if not any(self._reached()):
                 self._log_sheet(0, self._learned)
             if self._sequential:
@@ -166,14 +168,14 @@ class Blocks:
                 self._run_in_parallel(shown)
 
     @contextmanager
-    def _shown(self, foreseen: float | None) -> Iterator[StageDisplay]:
+    def _shown(self, expected_seconds: float | None) -> Iterator[StageDisplay]:
         total = self._steps * len(self.tasks)
-        with self._progress.stage("synthesize", total, "steps", foreseen) as shown:
+        with self._progress.stage("synthesize", total, "steps", expected_seconds) as shown:
             yield shown
 
     def _resumed(self) -> list[int]:
-        """Steps of each block that a checkpoint covers; log lines of later steps are dropped, as
-        these will be repeated.
+        """Number of steps of each block that a checkpoint covers; log lines of later steps are
+        dropped, as these will be repeated.
         """
         steps = self._steps
         reached = self._reached()
@@ -186,11 +188,11 @@ class Blocks:
         return reached
 
     def _reached(self) -> list[int]:
-        """Steps of each block that a checkpoint covers."""
+        """Number of steps of each block that a checkpoint covers."""
         return [checkpoint.resumable(task.checkpoints, task.key) for task in self.tasks]
 
     def _run_sequentially(self, shown: StageDisplay) -> None:
-        """All workers on one block after another: the observers of a step work in parallel.
+        """Optimise one block after another with all workers, which share the observers of a step.
 
         The state of the terms is passed on from block to block.
         """
@@ -202,11 +204,11 @@ class Blocks:
         for task, reached in zip(self.tasks, began, strict=True):
             task = replace(task, term_state=term_state)
             block = task.block
-            # a run that was resumed in a later block is past the milestones of this one
+            # a run that resumes in a later block is past the milestones of this one
             is_past = any(began[block + 1 :])
             for milestone in task.milestones:
-                # one before the newest checkpoint was called back by the run that wrote it; one
-                # exactly there may be repeated
+                # milestones before the newest checkpoint were handled by the run that wrote it; one
+                # exactly at it may be repeated
                 if reached <= milestone and not is_past:
                     self._advance(synthesizer, task, reached, milestone, shown)
                     reached = milestone
@@ -217,24 +219,24 @@ class Blocks:
             if len(self.tasks) > 1:
                 self._log_sheet_of_blocks((block + 1) * steps)
             if block + 1 < len(self.tasks):
-                # asked for late, as the next block needs it alone: it may be as large as the
+                # fetched late, as only the next block needs it: it may be as large as the
                 # statistics
                 term_state = synthesizer.call("term_state", task, steps)
 
     def _advance(
         self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay
     ) -> None:
-        """Take one block from a step to a later one."""
+        """Advance one block from a step to a later one."""
         interval = task.recipe.synthesis.checkpoint_every
         before = self._steps * task.block
         step = reached
         stride = 1
         while step < end:
-            # never beyond a checkpoint, after which the set may be looked at; a few steps a call,
-            # as each call is a message to another process
+            # never beyond a checkpoint, after which the set may be used; several steps per call, as
+            # each call is a message to another process
             until = min(step + stride, end, (step // interval + 1) * interval)
             if self._callbacks:
-                # a callback may ask for the set as it is at a logged step
+                # a callback may request the set at a logged step
                 every = task.recipe.synthesis.log_every
                 until = min(until, (step // every + 1) * every)
             started = time.monotonic()
@@ -251,12 +253,12 @@ class Blocks:
                 self._log_sheet(step, synthetic.restore(task.recipe.synthetic, state))
 
     def _run_in_parallel(self, shown: StageDisplay) -> None:
-        """Blocks over workers: each worker optimises a block with its own observers."""
+        """Optimise blocks in parallel: each worker optimises a block with its own observers."""
         steps = self._steps
         began = self._resumed()
         reached = list(began)
         shown.update(sum(reached))
-        # all blocks reach a milestone before any goes beyond it
+        # all blocks reach a milestone before any continues
         milestones = [step for step in self.tasks[0].milestones if max(began) <= step]
         for end in (*milestones, steps):
             items = [(task, end) for task in self.tasks]
@@ -266,9 +268,10 @@ class Blocks:
                     reached[block] = end
                     self._log_sheet_of_blocks(sum(reached))
                     continue
-                # a restarted block counts from its checkpoint, and progress does not go back
+                # a restarted block counts from its checkpoint, but the displayed progress must not
+                # decrease
                 reached[block] = max(reached[block], event.step)
-                # lines of steps that an earlier run logged come without terms
+                # lines of steps that an earlier run logged have no terms
                 if event.terms:
                     step = block * steps + event.step
                     self._log.step("synthesize", step, event.seconds, event.terms)
@@ -291,16 +294,16 @@ class Blocks:
             self._log.picture(SHEET_TAG, step, sheet)
 
     def _distilled_at(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
-        """The set with a block as it is after a step."""
+        """The set with the state of a block after a step."""
         self._update(task.block, synthesizer.call("state", task, step))
         return self._distilled()
 
     def _distilled(self) -> Distilled:
-        """A copy of the set as it is now, which later steps do not change."""
+        """A copy of the current set, which later steps do not change."""
         return self._as_distilled(copy.deepcopy(self._learned))
 
     def _call_callbacks(self, step: int, line: Logged, distilled: Callable[[], Distilled]) -> None:
-        """Call `on_step` of the callbacks; lines of steps from before a resume have no terms."""
+        """Call `on_step` of the callbacks, unless the line is of a step before a resume."""
         if line.terms:
             logged = Step(
                 stage="synthesize",
@@ -319,8 +322,9 @@ class Blocks:
 
 
 def place_synthesizer(pool: HostingPool, method: Method) -> ActorHandle:
-    """Make a synthesizer of steps that use all workers: in the first worker, whose own results need
-    not travel. Where a step has work for one worker only, that one computes everything.
+    """Create a synthesizer whose steps use all workers. It runs in the first worker, whose own
+    results then need no transfer; if a step has work for only one worker, that worker computes
+    everything.
 
     In process (`resources.workers: 0`) it is a plain object. How the synthesis uses workers is
     written down in `rayd.engine.stage`, under "Workers".
@@ -333,11 +337,10 @@ def place_synthesizer(pool: HostingPool, method: Method) -> ActorHandle:
 
 
 def _next_stride(steps: int, seconds: float) -> int:
-    """Steps that take about `ADVANCE_SECONDS`.
+    """Number of steps that take about `ADVANCE_SECONDS`.
 
-    Growing at most fourfold at a time, so that one quick step does not ask for many slow ones.
+    It grows at most fourfold at a time, so that one quick step does not lead to many slow ones.
     """
     wanted = steps * ADVANCE_SECONDS / max(seconds, 1e-6)
-    # not faster than fourfold: the first steps build networks, and may be slower or quicker than
-    # the rest
+    # at most fourfold: the first steps build networks, and may be slower or faster than the rest
     return max(1, min(int(wanted), 4 * steps))

@@ -1,7 +1,7 @@
-"""The experts stage: networks trained on the real data whose weights after every epoch are kept.
+"""The experts stage: networks trained on the real data, saved after every epoch.
 
-An expert is a file of the store (`rayd.training.trajectories`). Its worker writes it, and the
-workers that match trajectories read it: across machines the store must be a shared folder or a URL.
+An expert is a file of the store (`rayd.training.trajectories`). It is written by a worker, and read
+by the workers that match trajectories: across machines the store must be a shared folder or a URL.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNFINISHED = "unfinished-experts"
 
 
 class Experts(TaskStage[int, Trajectory]):
-    """Trains experts, which are numbered from 0."""
+    """Trains experts; items are their numbers, from 0."""
 
     name = "experts"
     folder = "experts"
@@ -39,11 +39,11 @@ class Experts(TaskStage[int, Trajectory]):
     task = "expert"
 
     def items(self) -> Sequence[int]:
-        """Numbers of the experts; none where the method needs none."""
+        """Numbers of the experts; empty if the method needs none."""
         return range(self.job.recipe.experts.count) if self.job.method.needs_experts else []
 
     def key(self, item: int) -> Mapping[str, Any]:
-        """Settings, data and number; how many other experts there are does not matter."""
+        """Settings, data and number of an expert, but not the number of experts."""
         return {
             "version": 2,
             "data": self.job.data.fingerprint,
@@ -57,7 +57,7 @@ class Experts(TaskStage[int, Trajectory]):
         training = pool.share(self.job.data.train)
         for item in items:
             checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
-            # written by the worker: trajectories are too large to pass through the driver
+            # the worker writes the file, as trajectories are too large to pass through the driver
             file = self.job.store.path(self.folder, self.key(item), "safetensors")
             yield item, training, file, checkpoint
 
@@ -66,7 +66,7 @@ class Experts(TaskStage[int, Trajectory]):
         return self.job.recipe.experts.epochs
 
     def save(self, item: int, result: Any) -> Trajectory:
-        """The worker wrote the file already.
+        """Check the file, which the worker has written.
 
         Raises:
             RunError: the file cannot be read on this machine.
@@ -89,7 +89,7 @@ class Experts(TaskStage[int, Trajectory]):
         return None
 
     def cost(self, costs: Costs) -> StageCost | None:
-        """Epochs of training, and judging the experts on training images."""
+        """Epochs of training, and tests on training images."""
         experts = self.items()
         if not experts:
             return None
@@ -122,11 +122,11 @@ class Experts(TaskStage[int, Trajectory]):
         return costs.training_bytes(settings.network, settings, len(self.job.data.train))
 
     def file(self, item: int) -> Path:
-        """The file of an expert, by whichever kind of device it was written, or not written yet."""
+        """Path of an expert's file, written by any kind of device, or not written yet."""
         return self.job.store.found(self.folder, self.key(item), "safetensors")
 
     def files(self) -> tuple[Path, ...]:
-        """The files of all experts, written or not."""
+        """Paths of all experts' files, written or not."""
         return tuple(self.file(item) for item in self.items())
 
     def accuracies(self) -> list[float]:
@@ -134,7 +134,7 @@ class Experts(TaskStage[int, Trajectory]):
         return [float(expert.facts["train_accuracy"]) for expert in self.results().values()]
 
     def summary(self) -> str:
-        """Number of experts and their mean accuracy in a sentence."""
+        """Sentence on the number of experts and their mean accuracy."""
         known = self.accuracies()
         return f"{len(known)} know {sum(known) / len(known):.3f} of the training images on average"
 

@@ -1,8 +1,7 @@
 """The synthetic set before the first step: real images, noise, a selection, or crops of RDED.
 
-No stage: it is computed by every run, from what stages before it have left. `rayd.synthetic.initial`
-makes most sets; two starts need networks: RDED's crops (the score stage), and labels that experts
-predict.
+Not a stage: every run computes it, from results of earlier stages. `rayd.synthetic.initial` creates
+most sets; two kinds need networks: RDED's crops (the score stage), and labels that experts predict.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ def initial_set(
 
     Args:
         job: the run.
-        pool: hosts `Worker`; used where experts predict labels.
-        score: the scores of crops, computed where the recipe needs them.
+        pool: hosts `Worker`; used if experts predict labels.
+        score: the score stage, which has computed scores of crops if the recipe needs them.
         experts: files of the experts that predict labels.
-        scores: of the real images, where initial ones are selected by them.
+        scores: scores of the real images, if initial ones are selected by them.
     """
     recipe = job.recipe
     if recipe.synthetic.labels == "experts":

@@ -1,15 +1,15 @@
 """The measure stage: statistics of the whole real set through every observer, computed once.
 
-The driver says who measures what; statistics are merged and written by the synthesizer
-(`rayd.engine.statistic_aggregation`), and the driver knows their files alone.
+The driver assigns the work; the synthesizer merges and writes the statistics
+(`rayd.engine.statistic_aggregation`), of which the driver only knows the files.
 
-Work items are observers, where there are enough that are alike, or else (observer, shard of the
-real data). Streamed shards are decoded once for a team of observers, or by decoders that run apart
-from the workers (`rayd.engine.on_ray.data`); a worker prefers shards whose files its node has. The
-size of a shard depends on the data alone, so that the parts, merged in order, do not depend on
-which worker computed them. A worker holds one shard at a time, and of streamed data a few batches
-of it. Statistics of a shard have rows only for the classes that it contains: few, where files are
-sorted by class, as image folders are.
+Work items are observers, if there are enough of one architecture, or else (observer, shard of the
+real data). Streamed shards are decoded once for a team of observers, or by separate decoders
+(`rayd.engine.on_ray.data`); a worker prefers shards whose files its node has. The size of a shard
+depends only on the data, so that statistics, merged in order, do not depend on the workers. A
+worker holds one shard at a time, and of streamed data a few batches of it. Statistics of a shard
+have rows only for the classes that it contains, which are few if files are sorted by class, as in
+image folders.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
 SHARD = 4096
-"""Images of a shard, at least."""
+"""Minimum number of images per shard."""
 SHARDS = 128
-"""Shards of a data set, at most: with a handful of observers, work for several hundred workers.
-Each costs the synthesizer the merging of its classes, which may be all of them.
+"""Maximum number of shards of a data set: with a handful of observers, work for several hundred
+workers. The synthesizer has to merge the classes of each shard, which may be all classes.
 """
 TEAM = 8
-"""Observers that share a decoded shard, at most: their networks and statistics are in a worker at
-once.
+"""Maximum number of observers that share a decoded shard, as a worker holds their networks and
+statistics at the same time.
 """
 ITEMS = 4
-"""Work items for each worker, at least, where teams can be smaller."""
+"""Minimum number of work items per worker, if teams can be smaller."""
 FILES = 8
-"""Files that the shards of a run need, about: two consecutive runs both need the one between."""
+"""Approximate number of files that the shards of a run need; two consecutive runs share one."""
 RUN = 16
-"""Shards of a run, at most: results of later runs wait for their turn in the object store."""
+"""Maximum number of shards of a run, as results of later runs wait in the object store."""
 
 
 class Measure(Stage[NetworkId, StoredStatistics]):
@@ -75,14 +75,14 @@ class Measure(Stage[NetworkId, StoredStatistics]):
     task = "measure"
 
     def __init__(self, job: Job, weights: Mapping[NetworkId, ObjectRef] | None = None):
-        """Measure through networks with these trained weights; those of random ones are missing."""
+        """Measure through networks with these trained weights; random networks have none."""
         super().__init__(job)
         self.weights = weights or {}
         self._squeeze = Squeeze(job, ())
 
     def items(self) -> Sequence[NetworkId]:
-        """The fixed observers of every group whose terms need statistics; none where real data is
-        sampled or no step follows.
+        """The fixed observers of every group whose terms need statistics; empty if real data are
+        sampled or the synthesis has no steps.
         """
         recipe = self.job.recipe
         if recipe.real == "sampled" or recipe.synthesis.steps == 0:
@@ -99,14 +99,14 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         return self.job.method.specs(network_id.group)
 
     def key(self, item: NetworkId) -> Mapping[str, Any]:
-        """What all statistics of an observer depend on; see `spec_key`."""
+        """Everything that all statistics of an observer depend on; see `spec_key`."""
         recipe = self.job.recipe
         settings = recipe.network_group(item.group)
         trained = self._squeeze.stored_key(item) if settings.trained else random_key(recipe, item)
         return {
             "version": 8,
-            # frequencies, fixed augmentation and interpolated weights are drawn from these, also
-            # where weights are given
+            # frequencies, fixed augmentation and interpolated weights are drawn from these, even if
+            # weights are given
             "seed": settings.seed,
             "copy": item.index,
             "data": self.job.data.fingerprint,
@@ -130,7 +130,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         return [store.path(self.folder, self.spec_key(item, spec), "safetensors") for spec in specs]
 
     def devices(self) -> list[str]:
-        """Kinds of device that measured any statistic."""
+        """Kinds of device that measured at least one statistic."""
         store = self.job.store
         made = {
             store.resolve(self.folder, self.spec_key(item, spec), "safetensors")["device"]
@@ -144,16 +144,13 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         return len(shards(len(self.job.data.train)))
 
     def unmeasured(self) -> list[NetworkId]:
-        """The items whose files are not there; cheaper than `missing`, which reads them."""
-        store = self.job.store
-        return [
-            item
-            for item in self.items()
-            if not all(
-                store.has(self.folder, self.spec_key(item, spec), "safetensors")
-                for spec in self.specs(item)
-            )
-        ]
+        """The items whose files are missing; cheaper than `missing`, which reads the files."""
+        return [item for item in self.items() if not self._has_files(item)]
+
+    def _has_files(self, item: NetworkId) -> bool:
+        """Whether the store has files of all statistics of an observer, readable or not."""
+        keys = [self.spec_key(item, spec) for spec in self.specs(item)]
+        return all(self.job.store.has(self.folder, key, "safetensors") for key in keys)
 
     def save(self, item: NetworkId, result: None) -> StoredStatistics:
         """The files that the synthesizer has written (see `rayd.engine.statistic_aggregation`)."""
@@ -180,7 +177,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         return StoredStatistics(content_hash(names), files)
 
     def kept(self, item: NetworkId, spec: StatisticSpec) -> tuple[Statistic, ...] | None:
-        """One statistic, by layer; None if it is not in the store."""
+        """A statistic of an observer, by layer; None if it is not in the store."""
         tensors = self.job.store.tensors(self.folder, self.spec_key(item, spec))
         return None if tensors is None else statistics(spec, layers(tensors))
 
@@ -220,27 +217,26 @@ class Measure(Stage[NetworkId, StoredStatistics]):
     def compute(
         self, pool: TaskStream, queue: WorkQueue[NetworkId], progress: ItemProgress[NetworkId]
     ) -> None:
-        """Measure all observers that no other run measures: they share decoded shards."""
-        # all at once and not one by one, as they share decoded shards: their locks are held
-        # together
+        """Measure all observers that no other run is measuring; they share decoded shards."""
+        # all at once, as they share decoded shards: their locks are held together
         mine = list(queue)
         if not mine:
             return
         assert isinstance(pool, HostingPool)
-        # beside the workers, on the node of the driver: a part that is merged is lost with it
+        # in an actor on the driver's node, as merged parts are lost together with its node
         synthesizer = pool.host(Synthesizer)
         measuring = self._measuring(pool, mine)
         for index, done in synthesizer.stream("measure", measuring):
             item = mine[index]
             progress.update(item, done)
             if done == len(measuring.labels):
-                # the synthesizer wrote the files: here they only become known
+                # the synthesizer has written the files; they are only registered here
                 self.keep(item, None)
                 queue.done(item)
         synthesizer.close()
 
     def _measuring(self, pool: WorkerPool, missing: Sequence[NetworkId]) -> Measuring:
-        """What is to be measured: some observers on the whole training split."""
+        """The work to measure some observers on the whole training split."""
         train = self.job.data.train
         recipe = self.job.recipe
         parts = [train.part(rows) for rows in shards(len(train))]
@@ -258,8 +254,8 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             images=() if is_decoded_apart else tuple(pool.share(_batch(part)) for part in parts),
             encoded=tuple(parts) if is_decoded_apart else (),
             labels=tuple(part.labels for part in parts),
-            # by the place among all observers, as for its gradients later: its network is there
-            # then
+            # by position among all observers, as for gradients, so that the worker then has the
+            # network
             alone={missing.index(item): items.index(item) for item in alone},
             shards=self._shards(missing, alone, len(parts)),
         )
@@ -267,7 +263,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
     def _networks(
         self, pool: WorkerPool, missing: Sequence[NetworkId]
     ) -> tuple[MeasuredNetwork, ...]:
-        """The observers with their weights, and what their statistics depend on."""
+        """The observers with their weights and the keys of their statistics."""
         first = self._glance(pool, missing)
         networks = []
         for item in missing:
@@ -278,7 +274,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
     def _shards(
         self, missing: Sequence[NetworkId], alone: Sequence[NetworkId], parts: int
     ) -> tuple[Shard, ...]:
-        """The shards for observers that are not measured alone, in the order of the work."""
+        """The shards for observers that several workers measure, in the order of the work."""
         train = self.job.data.train
         resources = self.job.recipe.resources
         others = [item for item in missing if item not in alone]
@@ -293,14 +289,18 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             order = [(shard, team) for team in groups for shard in range(parts)]
         homes = _homes(train, order, resources.workers)
         place = {item: index for index, item in enumerate(missing)}
-        return tuple(
-            Shard(shard, tuple(place[item] for item in team), home)
-            for (shard, team), home in zip(order, homes, strict=True)
-        )
+        found = []
+        for (shard, team), home in zip(order, homes, strict=True):
+            indices = tuple(place[item] for item in team)
+            found.append(Shard(shard, indices, home))
+        return tuple(found)
 
     def _glance(self, pool: WorkerPool, items: Sequence[NetworkId]) -> dict[NetworkId, ObjectRef]:
-        """Images from all over the data, for observers with a statistic that needs some first."""
-        first = [item for item in items if any(spec.data_dependent for spec in self.specs(item))]
+        """Images from the whole data, for observers whose statistics must be resolved."""
+        first = []
+        for item in items:
+            if any(spec.data_dependent for spec in self.specs(item)):
+                first.append(item)
         if not first:
             return {}
         train = self.job.data.train
@@ -309,25 +309,25 @@ class Measure(Stage[NetworkId, StoredStatistics]):
 
 
 def shards(images: int) -> list[slice]:
-    """The rows of each shard of so many images."""
+    """The rows of each shard."""
     size = max(SHARD, -(-images // SHARDS))
     return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 def in_store(recipe: Recipe, images: ImageSet) -> int:
-    """Bytes of real images in Ray's object store at a time: all of them, or of streamed ones the
-    shards that are decoded.
+    """Bytes of real images in Ray's object store at a time: all images, or the decoded shards if
+    they are streamed.
     """
     if not images.streamed:
         return images.images.nbytes
     shard = math.prod(images.shape) * max(rows.stop - rows.start for rows in shards(len(images)))
-    # those that are being decoded, as many that wait, and those that are measured
+    # shards that are being decoded, as many that wait, and those that are being measured
     decoders = recipe.resources.decoders
     return (2 * decoders + recipe.resources.workers) * shard if decoders else 0
 
 
 def teams(missing: Sequence[NetworkId], shards: int, recipe: Recipe) -> list[tuple[NetworkId, ...]]:
-    """Observers that share decoded shards: as many as leave every worker enough items."""
+    """Groups of observers that share decoded shards, so that every worker has enough items."""
     workers = recipe.resources.workers
     size = TEAM
     if workers >= 2:
@@ -343,21 +343,21 @@ def teams(missing: Sequence[NetworkId], shards: int, recipe: Recipe) -> list[tup
 
 
 def _alone(missing: Sequence[NetworkId], workers: int) -> list[NetworkId]:
-    """Observers of which one worker measures all shards: as many as give every worker the same
-    number of observers of an architecture. Without workers nothing is handed over.
+    """Observers whose shards are all measured by one worker: as many as give every worker the same
+    number of observers of an architecture. Without workers there are none.
     """
     if workers == 0:
         return []
-    # the rest, fewer than there are workers, is spread in shards: a worker alone with one would
-    # keep the others waiting
+    # the rest, fewer than the workers, is split into shards, as the others would wait for a worker
+    # that measures one alone
     return [item for same in alike(missing) for item in same[: len(same) // workers * workers]]
 
 
 def _homes(
     images: ImageSet, order: Sequence[tuple[int, tuple[NetworkId, ...]]], workers: int
 ) -> list[int]:
-    """The preferred worker of each item: for streamed data the one that has the files, else all
-    of them in turn.
+    """The preferred worker of each item: for streamed data the one that has the files, else round
+    robin.
     """
     if not isinstance(images.images, StreamedPixels):
         return [shard for shard, _ in order]
@@ -367,11 +367,11 @@ def _homes(
 
 
 def runs(files: int, shards: int, workers: int) -> list[int]:
-    """The run of each streamed shard: consecutive ones go to one worker, so that few files are
-    fetched by two.
+    """Index of the run of consecutive shards to which each streamed shard belongs. A run goes to
+    one worker, so that few files are downloaded twice.
     """
     wanted = max(-(-files // FILES), -(-shards // RUN))
-    count = min(shards, -(-wanted // workers) * workers)  # as many for each worker
+    count = min(shards, -(-wanted // workers) * workers)  # equally many per worker
     return [shard * count // shards for shard in range(shards)]
 
 

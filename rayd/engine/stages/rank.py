@@ -1,4 +1,4 @@
-"""The rank stage: networks whose learning scores the real images, for selections that need them."""
+"""The rank stage: networks whose training scores the real images, for selections by score."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Rank(TensorStage[int]):
     task = "rank"
 
     def items(self) -> Sequence[int]:
-        """The networks where the recipe selects by their scores, else none."""
+        """The networks if the recipe selects by their scores, else none."""
         recipe = self.job.recipe
         chosen = {recipe.synthetic.init, *recipe.evaluation.baselines}
         return range(recipe.ranking.count) if chosen & set(RANKED) else []
 
     def key(self, item: int) -> Mapping[str, Any]:
-        """Settings, data and number; how many others there are does not matter."""
+        """Settings, data and number of a network, but not the number of networks."""
         return {
             "version": 1,
             "data": self.job.data.fingerprint,
@@ -57,7 +57,7 @@ class Rank(TensorStage[int]):
             yield item, training
 
     def ensure(self, progress: Progress) -> dict[str, Tensor]:
-        """The scores; workers are opened for networks that are missing."""
+        """The scores; a pool is opened if networks are missing."""
         if self.missing():
             from rayd.engine.worker import Worker
 
@@ -72,14 +72,17 @@ class Rank(TensorStage[int]):
         return self.scores()
 
     def scores(self) -> dict[str, Tensor]:
-        """Means over the networks by name; empty where the recipe needs none."""
+        """Means over the networks, by name of the score; empty if the recipe needs none."""
         parts = list(self.results().values())
         if not parts:
             return {}
-        return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+        means = {}
+        for name in parts[0]:
+            means[name] = torch.stack([part[name] for part in parts]).mean(0)
+        return means
 
     def cost(self, costs: Costs) -> StageCost | None:
-        """Epochs of training; the errors are one more pass forward."""
+        """Epochs of training; the errors take one more forward pass."""
         networks = self.items()
         if not networks:
             return None
@@ -89,7 +92,7 @@ class Rank(TensorStage[int]):
         missing = len(self.missing())
         parts = []
         if missing:
-            # what an epoch costs depends on the network and the batches, as of a student
+            # the cost of an epoch depends on network and batches, as for students
             protocol = recipe.squeeze.model_copy(update={"batch_size": settings.batch_size})
             count = costs.training(settings.network, protocol, images) * settings.epochs
             part = Part(

@@ -1,8 +1,8 @@
 """The relabel stage: soft labels of a distilled set for every epoch of its students.
 
-Work items are chunks of epochs. Labels lie beside the set in a folder named by a hash of everything
-that they depend on, so that those of another protocol do not overwrite them; an interrupted run
-goes on with the chunks that are missing.
+Work items are chunks of epochs. Labels are stored next to the set, in a folder named by a hash of
+everything that they depend on, so that labels of another protocol do not overwrite them; an
+interrupted run continues with the missing chunks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Relabel(TaskStage[range, Path]):
         observers: Mapping[NetworkId, TrainedObserver],
         beside: Path,
     ):
-        """Label `distilled`, which lies in the directory `beside`, by its trained teachers."""
+        """Label `distilled`, which is saved in the directory `beside`, by its trained teachers."""
         super().__init__(job)
         self.distilled = distilled
         self.observers = observers
@@ -59,7 +59,7 @@ class Relabel(TaskStage[range, Path]):
             training, distilled.classes, settings, job.recipe.labels, hashes
         )
         inputs = {"version": 2, "made_for": asdict(self.made_for), "epochs": settings.epochs}
-        # sixteen digits: long paths are a nuisance, and a directory holds a handful of these
+        # sixteen digits keep paths short, and suffice for the few such folders of a set
         self.directory = beside / FOLDER / content_hash(inputs)[:16]
         self.images: ObjectRef | None = None
         """The images as an array, where workers can reach them; None before there are tasks."""
@@ -71,18 +71,18 @@ class Relabel(TaskStage[range, Path]):
         return chunks(epochs, len(self.distilled), self.distilled.classes, precision)
 
     def key(self, item: range) -> Mapping[str, Any]:
-        """What the labels are for, and their epochs."""
+        """Inputs of the labels, and their epochs."""
         return {"made_for": asdict(self.made_for), "epochs": [item.start, item.stop]}
 
     def paths(self, item: range) -> Sequence[Path]:
-        """None: the run's lock on its directory is enough."""
+        """No files, as the run's lock on its directory suffices."""
         return []
 
     def tasks(self, pool: TaskStream, items: Iterator[range]) -> Iterator[tuple[Any, ...]]:
         """See `Worker.relabel`."""
         networks = teachers(self.job.recipe)
         weights = tuple(pool.share(self.observers[network_id].state) for network_id in networks)
-        # arrays are read where they lie, tensors would be copied for every chunk
+        # arrays are read in place, while tensors would be copied for every chunk
         self.images = pool.share(self.distilled.images.numpy())
         for item in items:
             yield networks, weights, self.images, item, self.directory, self.made_for
@@ -92,7 +92,7 @@ class Relabel(TaskStage[range, Path]):
         return len(item)
 
     def save(self, item: range, result: Path) -> Path:
-        """The worker wrote the file already.
+        """Check the file, which the worker has written.
 
         Raises:
             RunError: the file cannot be read on this machine.
@@ -114,17 +114,17 @@ class Relabel(TaskStage[range, Path]):
         return path
 
     def labels(self) -> StoredLabels | None:
-        """The labels, if all of them can be read."""
+        """The labels; None unless all of them can be read."""
         try:
             labels = StoredLabels(self.directory)
         except ArtifactError:
             return None
-        # labels of more epochs serve fewer: students read the first ones
+        # labels of more epochs can be used: students read the first ones
         return labels if labels.epochs >= self.job.recipe.evaluation.epochs else None
 
 
 def relabel_cost(job: Job, costs: Costs) -> StageCost | None:
-    """The labels of a set that is not there yet; None if the run stores no labels."""
+    """Cost of the labels of a future set; None if the run stores no labels."""
     recipe = job.recipe
     if recipe.labels.kind != "stored":
         return None
@@ -146,7 +146,7 @@ def next_to(job: Job, distilled: Distilled) -> StoredLabels:
     """The stored labels next to a finished set that fit a recipe.
 
     Raises:
-        ArtifactError, ConfigError: there are none; the sentence says how the stored ones differ.
+        ArtifactError, ConfigError: there are none; the message says how the stored ones differ.
     """
     recipe = job.recipe
     folder = distilled.card.get("labels", {}).get("folder")
@@ -175,7 +175,7 @@ def next_to(job: Job, distilled: Distilled) -> StoredLabels:
 
 
 def _has_other_teachers(recipe: Recipe, distilled: Distilled) -> bool:
-    """Whether a recipe names other teachers than the set's card."""
+    """Whether a recipe has other teachers than the set's card."""
     known = distilled.card["config"]["labels"]["networks"]
     named = recipe.model_dump(mode="json")["labels"]["networks"]
     return bool(named != known)

@@ -52,17 +52,18 @@ class Score(TensorStage[int]):
         Args:
             job: the run.
             weights: of the observers.
-            is_baseline: whether students need the images, wherever the synthetic set starts.
+            is_baseline: whether students need the images, whatever the initial images of the
+                synthetic set.
         """
         super().__init__(job)
         self.weights = weights or {}
         self._is_wanted = is_baseline or job.recipe.synthetic.init == "rded"
         self._observer = network_ids(job.recipe)[0]
-        # a draw permutes all rows of a class, and is needed for the scores and for stitching
+        # cached, as a draw permutes all rows of a class, and both scoring and stitching need it
         self._rows = lru_cache(maxsize=None)(self._candidates)
 
     def items(self) -> Sequence[int]:
-        """All classes where realistic crops are wanted, else none."""
+        """All classes if realistic crops are needed, else none."""
         return range(self.job.data.classes) if self._is_wanted else []
 
     def key(self, item: int) -> Mapping[str, Any]:
@@ -108,13 +109,13 @@ class Score(TensorStage[int]):
         """See `Worker.score`."""
         weights = self.weights[self._observer]
         for label in items:
-            # when a worker is free for the class, so that few classes are in the object store at a
+            # once a worker is free for the class, so that few classes are in the object store at a
             # time
             images = pool.share(self.job.data.train.part(self._rows(label)).images)
             yield self._observer, weights, label, images
 
     def _candidates(self, label: int) -> npt.NDArray[np.int64]:
-        """Rows of the training images that crops are taken from."""
+        """Rows of the training images from which crops are taken."""
         recipe = self.job.recipe
         return candidates(self.job.data.train, label, recipe.synthetic, recipe.seed)
 
@@ -131,7 +132,7 @@ class Score(TensorStage[int]):
 
 
 def baseline_images(job: Job, progress: Progress, pool: TaskStream | None = None) -> ImageSet:
-    """Images of the baseline `rded`, computed where the store lacks them.
+    """Images of the baseline `rded`; scores that are not in the store are computed.
 
     Args:
         job: the run.
@@ -156,8 +157,8 @@ def baseline_images(job: Job, progress: Progress, pool: TaskStream | None = None
 def _small_pool(job: Job) -> WorkerPool:
     """The pool for a few images: this process, as starting workers would take longer than the work.
 
-    Where workers have GPUs it is the workers, as this process may have no GPU, or only one that
-    Ray has given to another process.
+    If workers have GPUs, it is the workers, as this process may have no GPU, or only one that Ray
+    has assigned to another process.
     """
     recipe = job.recipe
     arguments = (recipe.resources, Worker, recipe, DatasetInfo.of(job.data))

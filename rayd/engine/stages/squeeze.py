@@ -37,12 +37,12 @@ UNFINISHED = "unfinished-observers"
 WORKERS = "squeeze.workers"
 """The setting that resource errors name."""
 GUESSING = 1.5
-"""A network that is right less than this many times as often as guessing has learned nothing."""
+"""A network whose accuracy is below this multiple of guessing has learned nothing."""
 
 
 @dataclass(frozen=True)
 class TrainedObserver:
-    """A trained network and how good it is."""
+    """A trained network with its properties."""
 
     state: dict[str, Tensor]
     """Its weights and buffers."""
@@ -65,7 +65,7 @@ class TrainedObserver:
         return {name: self.facts.get(name) for name in names}
 
     def summary(self) -> str:
-        """Accuracy and epochs in a sentence."""
+        """Sentence on accuracy and epochs."""
         train_accuracy = self.facts["train_accuracy"]
         accuracy = self.facts.get("validation_accuracy")
         validated = f", {accuracy:.3f} of the validation images" if accuracy is not None else ""
@@ -90,13 +90,13 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
     task = "squeeze"
 
     def __init__(self, job: Job, networks: Iterable[NetworkId] | None = None):
-        """Train some networks; absent: all that the run trains."""
+        """Train the given networks; by default all that the run trains."""
         super().__init__(job)
         self.networks = trained_networks(job.recipe) if networks is None else tuple(networks)
         self._same: dict[NetworkId, NetworkId] = {}
         by_key: dict[str, NetworkId] = {}
         for network_id in self.networks:
-            # networks of two groups with equal settings have equal keys: one training serves both
+            # networks of two groups with equal settings have equal keys, so one training suffices
             key = content_hash(self.key(network_id))
             self._same[network_id] = by_key.setdefault(key, network_id)
 
@@ -120,10 +120,9 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             "version": 3,
         }
         if settings.epochs == 0:
-            # seed and training settings left out: they change nothing of given weights
+            # without seed and training settings, which do not affect given weights
             return made | {"epochs": 0, "precision": settings.precision}
-        # several workers round differently, and batch normalisation sees a share of the batch in
-        # each
+        # several workers round differently, and each normalises its own part of a batch
         workers = trainers(recipe).workers if together(recipe) else 1
         return made | {
             "seed": recipe.network_group(item.group).seed,
@@ -132,8 +131,8 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         }
 
     def stored_key(self, item: NetworkId) -> Mapping[str, Any]:
-        """The key of the network that is used: that of another kind of device where only that has
-        trained it. What is computed through a network depends on this key.
+        """The key of the network that is used, which is that of another kind of device if only that
+        has trained it. Results that are computed through a network depend on this key.
         """
         return self.job.store.resolve(self.folder, self.key(item), "safetensors")
 
@@ -142,7 +141,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         return content_hash(self.stored_key(item))
 
     def teacher_hashes(self) -> tuple[str, ...]:
-        """Hashes of the networks that label images; empty where labels are hard."""
+        """Hashes of the networks that label images; empty if labels are hard."""
         return tuple(self.hash(network_id) for network_id in teachers(self.job.recipe))
 
     def tasks(self, pool: TaskStream, items: Iterator[NetworkId]) -> Iterator[tuple[Any, ...]]:
@@ -151,7 +150,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         train = pool.share(data.train)
         validation = None if data.validation is None else pool.share(data.validation)
         for item in items:
-            # in the store and not in the run's directory, so that another run can go on with it
+            # in the store rather than the run's directory, so that another run can resume it
             checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
             yield item, train, validation, checkpoint
 
@@ -160,7 +159,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         return self.job.recipe.squeezing(item.group).epochs
 
     def save(self, item: NetworkId, result: dict[str, Any]) -> TrainedObserver:
-        """Weights as tensors, everything else as their note."""
+        """Save weights as tensors, and everything else as metadata."""
         facts = {name: value for name, value in result.items() if name != "state"}
         facts["network"] = item.architecture.label
         facts["copy"] = item.index
@@ -185,7 +184,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         return {network_id: known[same] for network_id, same in self._same.items() if same in known}
 
     def cost(self, costs: Costs) -> StageCost | None:
-        """Epochs of training, and judging the networks on training and validation images."""
+        """Epochs of training, and tests on training and validation images."""
         recipe = self.job.recipe
         networks = self.items()
         if not networks:
@@ -233,10 +232,10 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         )
 
     def open_pool(self) -> AbstractContextManager[TaskStream]:
-        """Workers for this stage alone.
+        """Open a pool for this stage only.
 
         Raises:
-            ResourceError: they need Ray, which is missing or cannot hold them.
+            ResourceError: it needs Ray, which is missing or cannot hold the workers.
         """
         from rayd.engine.worker import Worker
 
@@ -250,7 +249,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         return TrainPool(trainers(recipe), WORKERS, folder, Worker, recipe, info)
 
     def ensure(self, progress: Progress) -> dict[NetworkId, TrainedObserver]:
-        """All results; workers are opened for those that are missing."""
+        """All results; a pool is opened if some are missing."""
         if not self.missing():
             return self.results()
         with (
@@ -261,7 +260,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             return self.run(pool, shown, progress.wait_logger(self.name, self.noun))
 
     def check(self) -> None:
-        """Refuse at once what the cluster can never train together.
+        """Refuse `squeeze.workers` that the cluster can never hold.
 
         Raises:
             ResourceError: no cluster answers, or it cannot hold `squeeze.workers`.
@@ -283,7 +282,7 @@ def alike(networks: Sequence[NetworkId]) -> list[list[NetworkId]]:
 
 
 def random_key(recipe: Recipe, network_id: NetworkId) -> dict[str, Any]:
-    """Everything that an observer with random weights depends on."""
+    """Key of an observer with random weights."""
     network = network_id.architecture.model_dump(exclude={"weights"})
     seed = recipe.network_group(network_id.group).seed
     return {"network": network, "seed": seed, "copy": network_id.index}

@@ -1,4 +1,4 @@
-"""Students of an evaluation: the sets they are trained on, and a task for each of them."""
+"""Students of an evaluation: their training sets, and a task for each student."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Task:
     """One student."""
 
     variant: Variant
-    """Its training set, and what it does differently from the protocol."""
+    """Its training set and deviations from the protocol."""
     network: StudentNetworkSettings
     """Its architecture."""
     seed: int
-    """Its number."""
+    """Its number, which is its seed."""
     epochs: int
     """Passes over its training set."""
     training: str
     """Fingerprint of its training set."""
     labels: LabelSettings
-    """What it learns from."""
+    """Labels that it is trained with."""
     teachers: tuple[str, ...]
-    """Hashes of what its teachers are made of."""
+    """Hashes of its teachers' inputs."""
     learning_rate: float
-    """First step size."""
+    """Initial step size."""
     images: int
     """Size of its training set."""
 
@@ -63,13 +63,13 @@ class Task:
         return self.variant.set
 
     def settings(self, protocol: EvaluationSettings) -> EvaluationSettings:
-        """The protocol as this student follows it."""
+        """The protocol of this student."""
         own = self.variant.applied(protocol)
         return own.model_copy(update={"learning_rate": self.learning_rate})
 
     def inputs(self, settings: EvaluationSettings, data: ImageData, device: str) -> dict[str, Any]:
-        """All that its results depend on; replayed labels and online ones of the same seed are the
-        same.
+        """Everything that its results depend on; stored labels and online ones of the same seed are
+        equal.
         """
         others = {"epoch", *NOT_OF_A_STUDENT}
         protocol = self.settings(settings).model_dump(mode="json", exclude=others)
@@ -80,7 +80,7 @@ class Task:
             "test": data.test.fingerprint,
             "validation": validation,
             "normalization": data.normalization.fingerprint,
-            # its step size is that of the protocol here
+            # its step size is part of the protocol here
             "network": self.network.model_dump(exclude={"learning_rate"}),
             "seed": self.seed,
             "epochs": self.epochs,
@@ -88,7 +88,7 @@ class Task:
             "protocol": protocol,
             "labels": self._soft_labels() if self.labels.kind != "hard" else "hard",
             "device": device,
-            # rounding alone depends on them, but batch normalisation on CPUs, too
+            # they affect rounding, and batch normalisation on CPUs
             **({"workers": settings.workers} if settings.workers > 1 else {}),
         }
 
@@ -99,7 +99,8 @@ class Task:
 
 @dataclass(frozen=True)
 class SharedSet:
-    """Images and labels that are placed for workers apart, so that several sets share images.
+    """Images and labels that are shared with workers separately, so that several sets can share
+    images.
 
     An `ObjectRef` of a pair of arrays.
     """
@@ -120,7 +121,7 @@ class SharedSet:
 
 
 class TrainingSets:
-    """Training sets that are compared: the distilled one and its baselines, with fingerprints."""
+    """Training sets of an evaluation: the distilled one and its baselines, with fingerprints."""
 
     def __init__(
         self,
@@ -136,14 +137,14 @@ class TrainingSets:
 
         Args:
             data: the real images.
-            distilled: the set; None where only baselines are needed.
+            distilled: the set; None if only baselines are needed.
             ipc: images per class of the subsets.
             storage: bytes of the distilled set with its labels, for `equal-storage`; by default
-                those that its card counts.
+                those of its card.
             patches: images of the baseline `rded`.
-            scores: those of the real images, for subsets that are selected by them.
-            images: the distilled images as an array (n, C, H, W), where an earlier stage placed
-                them for workers.
+            scores: scores of the real images, for subsets that are selected by them.
+            images: the distilled images as an array (n, C, H, W), if an earlier stage has shared
+                them.
         """
         self._patches = patches
         self._scores = scores
@@ -159,8 +160,8 @@ class TrainingSets:
         self._fingerprints: dict[tuple[str, int, bool], str] = {}
 
     def fingerprint(self, set_name: str, seed: int, hard_labels: bool = False) -> str:
-        """Hash of the set that a student of this number is trained on, computed once."""
-        # other sets do not depend on the student's number: they are hashed and shared once
+        """Hash of the training set of the student with a number, computed once."""
+        # only random sets depend on the student's number: others are hashed and shared once
         number = seed if set_name in ("random", EQUAL_STORAGE) else 0
         key = (set_name, number, hard_labels)
         if key not in self._fingerprints:
@@ -186,8 +187,8 @@ class TrainingSets:
 
     @cached_property
     def _image_digest(self) -> hashlib.blake2b:
-        """Hash of the distilled images, which takes seconds for some gigabytes, before labels."""
-        # hashed in place: the set may be too large for a copy
+        """Hash of the distilled images without labels, which takes seconds for some gigabytes."""
+        # hashed in place, as the set may be too large for a copy
         return hashlib.blake2b(self._distilled_images.data, digest_size=16)
 
     def size(self, set_name: str) -> int:
@@ -204,8 +205,8 @@ class TrainingSets:
     def epochs(self, set_name: str, settings: EvaluationSettings) -> int:
         """Passes over a set.
 
-        Students of `equal-storage` take as many optimizer steps as those of the distilled set, so
-        that more images do not mean more training.
+        Students of `equal-storage` are trained for as many optimizer steps as those of the
+        distilled set, so that more images do not mean more training.
         """
         if set_name != EQUAL_STORAGE:
             return settings.epochs_on(set_name)
@@ -214,7 +215,7 @@ class TrainingSets:
         return max(1, round(steps / -(-self.size(set_name) // settings.batch_size)))
 
     def learning_rate(self, set_name: str, settings: EvaluationSettings) -> float:
-        """First step size of students on a set: the one that was learned with it, if wanted."""
+        """Initial step size of students on a set: the one that was learned with it, if enabled."""
         if set_name == DISTILLED and self._distilled is not None and settings.learned_step_size:
             learned = self._distilled.step_size
             if learned is not None:
@@ -224,7 +225,7 @@ class TrainingSets:
     def share(
         self, pool: TaskStream, set_name: str, seed: int, hard_labels: bool = False
     ) -> ObjectRef:
-        """The set where workers can reach it, placed once."""
+        """Share the set with the workers, once."""
         fingerprint = self.fingerprint(set_name, seed, hard_labels)
         if fingerprint not in self._shared:
             if set_name == DISTILLED:
@@ -234,7 +235,7 @@ class TrainingSets:
         return self._shared[fingerprint]
 
     def _share_distilled(self, pool: TaskStream, hard_labels: bool) -> SharedSet:
-        """The distilled set with labels of one kind; those of both kinds share the images."""
+        """Share the distilled set with labels of one kind; both kinds share the images."""
         if self._images is None:
             self._images = pool.share(self._distilled_images)
         return SharedSet(self._images, pool.share(self._distilled_labels(hard_labels)))
@@ -247,13 +248,13 @@ class TrainingSets:
             return self._required_patches
         rows = self._subset(set_name, seed)
         if set_name == EQUAL_STORAGE and isinstance(train.images, StreamedPixels):
-            # may be most of a set that does not fit in memory
+            # may be most of a set that does not fit into memory
             return ImageSet(train.images.part(rows), train.labels[rows], train.class_names)
         return train.subset(rows)
 
     @property
     def _distilled_images(self) -> npt.NDArray[np.float32]:
-        # arrays are read where they lie, tensors would be copied for every student
+        # arrays are read in place, while tensors would be copied for every student
         assert self._distilled is not None
         images: npt.NDArray[np.float32] = self._distilled.images.numpy()
         return images
@@ -270,23 +271,23 @@ class TrainingSets:
         return self._patches
 
     def _is_whole(self, set_name: str) -> bool:
-        """Whether a set is all of the training split."""
+        """Whether a set is the whole training split."""
         if set_name == EQUAL_STORAGE:
             return self.size(set_name) == len(self._data.train)
         return set_name == "whole"
 
     @cached_property
     def _equal_counts(self) -> npt.NDArray[np.int64]:
-        """Real images of each class that take as many bytes as the distilled set."""
+        """Number of real images of each class that take as many bytes as the distilled set."""
         assert self._storage is not None
-        size = math.prod(self._data.shape)  # a byte for each value; labels are implied by order
+        size = math.prod(self._data.shape)  # one byte per value; labels are implied by order
         return even_counts(self._storage // size, self._data.train.counts)
 
     def _subset(self, set_name: str, seed: int) -> npt.NDArray[np.int64]:
         number = seed if set_name in ("random", EQUAL_STORAGE) else 0
         if (set_name, number) not in self._rows:
-            # by number and not by the run's seed: all runs compare with the same random images,
-            # whose students are cached
+            # seeded by number instead of the run's seed, so that all runs compare with the same
+            # random images, whose students are cached
             draws = seeding.generator(number, "random baseline")
             self._rows[set_name, number] = self._select(set_name, draws)
         return self._rows[set_name, number]
@@ -309,7 +310,7 @@ def even_counts(total: int, available: npt.NDArray[np.int64]) -> npt.NDArray[np.
     """
     level = 1
     for candidate in np.unique(available):
-        # the highest level that the total allows among classes that are not used up
+        # the highest level that the total allows among classes with images left
         full = available[available < candidate].sum()
         open_classes = int((available >= candidate).sum())
         level = max(level, min(int(candidate), int((total - full) // open_classes)))
@@ -322,13 +323,13 @@ def tasks(
     candidates: TrainingSets,
     hashes: tuple[str, ...] = (),
 ) -> list[Task]:
-    """All students of an evaluation, in the order in which they are reported.
+    """All students of an evaluation, in the order of the report.
 
     Args:
         recipe: protocol, networks and seeds.
-        sets: what students are trained on; a name stands for the protocol as it is.
+        sets: training sets; a name stands for the set under the unmodified protocol.
         candidates: the training sets.
-        hashes: hashes of the teachers.
+        hashes: hashes of the teachers' inputs.
     """
     settings = recipe.evaluation
     ordered = sorted(
@@ -358,10 +359,10 @@ def tasks(
 
 
 def labels_on(labels: LabelSettings, variant: Variant) -> LabelSettings:
-    """Labels of a student.
+    """Label settings of a student.
 
-    They are stored for the distilled set under the protocol alone; others are labelled online, in
-    the same order, crops and mixes.
+    Labels are stored only for the distilled set under the unmodified protocol; others are computed
+    online, in the same order, crops and mixes.
     """
     if variant.hard_labels:
         return LabelSettings()
@@ -374,9 +375,10 @@ def labels_on(labels: LabelSettings, variant: Variant) -> LabelSettings:
 def with_best_rates(
     work: Sequence[Task], results: Mapping[Task, Sequence[StudentResult]]
 ) -> list[Task]:
-    """Students at the step size that is best on the validation split, for each set and network.
+    """Select students at the step size that is best on the validation split, by set and network.
 
-    The test split has no say. Of equal ones, the first is taken; a single one is not compared.
+    The test split is not used. Of equal ones, the first is selected; a single one needs no
+    comparison.
 
     Args:
         work: students at all step sizes.

@@ -1,8 +1,8 @@
 """The evaluate stage: students trained on the distilled set and its baselines, then tested.
 
 One task per (set, network, seed). Seeds of students and the subsets of the random baseline are
-numbered from 0 in every run, so that sets are compared under common random numbers, and a baseline
-that one run trained is found by all others.
+numbered from 0 in every run, so that sets are compared under common random numbers, and runs share
+the students of baselines.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ UNFINISHED = "unfinished-students"
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Where soft labels come from: trained networks, or labels that they left behind."""
+    """Source of soft labels: trained networks, or labels that they have stored."""
 
     teachers: Mapping[NetworkId, TrainedObserver] = field(default_factory=dict)
-    """Trained networks that label online."""
+    """Trained networks for online labels."""
     stored: Path | None = None
     """Directory of the stored labels of the distilled set."""
     hashes: tuple[str, ...] = ()
@@ -80,17 +80,17 @@ class Students(TaskStage[Task, list[StudentResult]]):
         """Train students of some tasks.
 
         Args:
-            job: the run; its data hold the test split.
-            sets: the training sets that are compared.
+            job: the run, whose data include the test split.
+            sets: the training sets.
             tasks: the students.
-            labels: where their soft labels come from.
+            labels: source of their soft labels.
             on_result: called with every result that is computed here.
         """
         super().__init__(job)
         self.sets = sets
         self.labels = labels
         self.on_result = on_result
-        # the longest first, so that workers end together
+        # the longest first, so that workers finish at about the same time
         self._tasks = sorted(dict.fromkeys(tasks), key=effort, reverse=True)
         self._parts: dict[Task, list[StudentResult]] = {}
 
@@ -116,7 +116,7 @@ class Students(TaskStage[Task, list[StudentResult]]):
             for network_id, teacher in self.labels.teachers.items()
         )
         for item in items:
-            # of a pool that ran out of memory between the results of a student, which is begun anew
+            # drop partial results: the student restarts if a pool ran out of memory in between
             self._parts.pop(item, None)
             yield (
                 item,
@@ -124,8 +124,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
                 test,
                 validation,
                 self.job.store.path(UNFINISHED, self.key(item), "safetensors"),
-                # students with stored or hard labels need none: teachers are large, and loaded by
-                # each worker
+                # students with stored or hard labels need no teachers, which are large and loaded
+                # by each worker
                 teachers if item.labels.kind == "online" else (),
                 self.labels.stored,
             )
@@ -135,7 +135,7 @@ class Students(TaskStage[Task, list[StudentResult]]):
         return item.epochs
 
     def collect(self, item: Task, event: StudentResult) -> list[StudentResult] | None:
-        """A student yields its results one by one."""
+        """Collect the results of a student, which it yields one by one."""
         self.on_result(item, event)
         parts = self._parts.setdefault(item, [])
         parts.append(event)
@@ -165,21 +165,21 @@ class Students(TaskStage[Task, list[StudentResult]]):
 
     def _with_device(self, item: Task, results: list[StudentResult]) -> list[StudentResult]:
         device = self.device(item)
-        # not part of the record: one that another kind of device made is found under that device's
+        # not part of the record, as records of another kind of device are found under that device's
         # key
         return [replace(result, device=device) for result in results]
 
 
 def effort(task: Task) -> int:
-    """How long the training of a student takes beside that of others, by the images that its
-    network and its teachers see; a backward pass counts twice.
+    """Relative duration of a student's training, by the images that its network and its teachers
+    process; a backward pass counts twice.
     """
     asked = len(task.teachers) if task.labels.kind == "online" else 0
     return task.images * task.epochs * (3 + asked)
 
 
 class LastStudents(Students):
-    """Students on the workers of earlier stages, which then drop everything else."""
+    """Students on the workers of earlier stages, which first drop everything else."""
 
     task = "train_last"
 
@@ -191,7 +191,7 @@ def team_of_student(recipe: Recipe) -> ResourceSettings:
 
 
 def students_at_a_time(job: Job, students: int) -> int:
-    """How many times as fast as one after another so many students are trained, at most."""
+    """Maximum speed-up of training a number of students over training them one after another."""
     together = job.recipe.evaluation.workers
     workers = max(together, job.recipe.resources.workers)
     return max(1, min(workers // together, students) * together)
@@ -199,7 +199,7 @@ def students_at_a_time(job: Job, students: int) -> int:
 
 def student_bytes(costs: Costs, recipe: Recipe, task: Task) -> float:
     """Memory that the training of a student takes on its device, in bytes."""
-    # small sets are normalised once, like network input
+    # small sets are kept in normalised form, like network input
     is_large = task.set_name in ("whole", EQUAL_STORAGE)
     settings = task.settings(recipe.evaluation)
     return costs.training_bytes(
@@ -208,13 +208,13 @@ def student_bytes(costs: Costs, recipe: Recipe, task: Task) -> float:
 
 
 def students_cost(job: Job, costs: Costs) -> StageCost:
-    """Students on a set that is not there yet, and those on baselines that are not cached."""
+    """Cost of students on a future set, and of those on baselines that are not cached."""
     recipe = job.recipe
     settings = recipe.evaluation
     compared = variants(recipe, learned_labels=recipe.synthetic.labels != "hard")
     rank = Rank(job)
     sets = _PlannedSets(job, costs, rank.scores())
-    # which images are selected depends on pixels: without them such baselines count as missing
+    # selections depend on pixels; without these, such baselines count as missing
     known = [one for one in compared if _is_known(one, job.data, ranked=not rank.missing())]
     baselines = tasks(recipe, known, sets, Squeeze(job, ()).teacher_hashes())
     done = Students(job, sets, baselines).results()
@@ -250,7 +250,7 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
 
 
 class _PlannedSets(TrainingSets):
-    """The training sets of a run whose distilled set is not there yet."""
+    """The training sets of a run that has no distilled set yet."""
 
     def __init__(self, job: Job, costs: Costs, scores: Mapping[str, Tensor] | None = None):
         storage = None
@@ -260,13 +260,13 @@ class _PlannedSets(TrainingSets):
         self._planned = synthetic.image_count(job.recipe, job.data)
 
     def size(self, set_name: str) -> int:
-        """Number of images of a set; of the distilled one as planned."""
+        """Number of images of a set; for the distilled one, the planned number."""
         return self._planned if set_name == DISTILLED else super().size(set_name)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A student as far as its cost goes."""
+    """Properties of a student that determine its cost."""
 
     variant: Variant
     network: StudentNetworkSettings
@@ -280,11 +280,11 @@ class _Work:
 
 
 def _students_part(job: Job, costs: Costs, work: _Work, number: int, parallel: int) -> Part:
-    """All students of one architecture on one set."""
+    """Cost of all students of one architecture on one set."""
     data = job.data
     settings = work.variant.applied(job.recipe.evaluation)
     epochs = work.epochs
-    # small sets are normalised once, so that their epochs cost the same whatever they hold
+    # small sets are kept in normalised form, so that their epochs cost the same for any content
     is_large = work.variant.set in ("whole", EQUAL_STORAGE)
     count = costs.training(work.network, settings, work.images, work.labels, real=is_large)
     count = count * epochs
@@ -330,5 +330,5 @@ def _is_known(variant: Variant, data: ImageData, ranked: bool) -> bool:
 
 
 def _has_pixels(data: ImageData) -> bool:
-    """Whether the pixels are those of the data: the fingerprint of stand-ins was given."""
+    """Whether the pixels are real ones: placeholders come with a given fingerprint."""
     return data.train.known_fingerprint is None

@@ -1,4 +1,4 @@
-"""The synthesize stage: the synthetic set through all its steps, one work item for the whole run.
+"""The synthesize stage: all steps of the synthetic set, as one work item.
 
 Blocks of the set and their steps are in `rayd.engine.stages.blocks`, a step in
 `rayd.engine.synthesizer`.
@@ -42,15 +42,15 @@ class Synthesized:
     learned: SyntheticSet
     """The set."""
     observers: list[dict[str, Any]]
-    """Facts of the trained observers for the set's card."""
+    """Properties of the trained observers for the set's card."""
     seconds: float
-    """Duration of the synthesis, in whichever run it was."""
+    """Duration of the synthesis in seconds, in whichever run computed it."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """The part of the card that says where it was made: `hardware` and `devices`."""
+    """The part of the card that describes where it was computed: `hardware` and `devices`."""
 
 
 class Synthesis(Stage[str, Synthesized]):
-    """Optimises the synthetic set; the only item is the hash of everything it depends on."""
+    """Optimises the synthetic set; the only item is the hash of everything that it depends on."""
 
     name = "synthesize"
     folder = "synthesis"
@@ -58,12 +58,12 @@ class Synthesis(Stage[str, Synthesized]):
     noun = "set"
 
     optimize: Callable[[], Synthesized] | None = None
-    """Goes through all steps, from the newest checkpoint on, and shows its progress; set by the
-    driver when everything that a step needs is there.
+    """Runs all steps from the newest checkpoint on, and shows progress; set by the driver once the
+    inputs of the steps are available.
     """
 
     def __init__(self, job: Job, warm_start: WarmStart | None = None):
-        """Optimise from the initial set, or from where a warm start came to."""
+        """Optimise from the initial set, or from the state of a warm start."""
         super().__init__(job)
         history = () if warm_start is None else warm_start.history
         self.hash = synthesis_hash(job, history)
@@ -73,7 +73,7 @@ class Synthesis(Stage[str, Synthesized]):
         """
 
     def items(self) -> Sequence[str]:
-        """The hash; none where the initial set is the result."""
+        """The hash; empty if the initial set is the result."""
         return [self.hash] if self.job.recipe.synthesis.steps > 0 else []
 
     def key(self, item: str) -> Mapping[str, Any]:
@@ -87,7 +87,7 @@ class Synthesis(Stage[str, Synthesized]):
         )
 
     def cost(self, costs: Costs) -> StageCost:
-        """Steps through all blocks: gradients in parallel, the rest in the synthesizer."""
+        """Cost of all steps of all blocks: gradients in parallel, the rest in the synthesizer."""
         recipe = self.job.recipe
         trajectories = self.job.method.trajectory_objective
         with Counting():
@@ -115,12 +115,12 @@ class Synthesis(Stage[str, Synthesized]):
         )
 
     def _work(self, images: int, blocks: int, trained: float) -> str:
-        """What the steps go through, in words.
+        """Description of the work of the steps.
 
         Args:
             images: number of images that the set decodes to.
-            blocks: number of blocks that they are learned in.
-            trained: networks of the model pool that a step trains.
+            blocks: number of blocks.
+            trained: number of networks of the model pool that a step trains.
         """
         recipe = self.job.recipe
         method = self.job.method
@@ -143,7 +143,7 @@ class Synthesis(Stage[str, Synthesized]):
         )
 
     def _parts(self, step: StepCost, gradients: Count, blocks: int) -> tuple[Part, ...]:
-        """A step times steps and blocks, with what runs in parallel in it."""
+        """Parts of the cost: that of a step times the number of steps and blocks."""
         job = self.job
         recipe = job.recipe
         models = recipe.observers.model_pool
@@ -154,7 +154,7 @@ class Synthesis(Stage[str, Synthesized]):
             alone = together
         else:
             is_after = models is not None and models.source == "synthetic"
-            # a part of the images (`synthesis.split`) is two calls, one after the other
+            # a part of the images (`synthesis.split`) takes two sequential calls
             asked = step.asked_items / (2 if recipe.synthesis.split > 1 else 1)
             items = asked if is_after else asked + step.trained_items
             together = job.parallel(math.ceil(items))
@@ -190,7 +190,7 @@ class Synthesis(Stage[str, Synthesized]):
         return tuple(parts)
 
     def compute(self, pool: TaskStream, queue: WorkQueue[str], progress: ItemProgress[str]) -> None:
-        """Go through all steps, unless another run does."""
+        """Run all steps, unless another run does."""
         for item in queue:
             assert self.optimize is not None
             found = self.optimize()
@@ -198,12 +198,12 @@ class Synthesis(Stage[str, Synthesized]):
             self.write(partial(self._write, item, found, queue.hand_over(item)))
 
     def _write(self, item: str, found: Synthesized, claim: ExitStack) -> None:
-        """Write the set, and release it for runs that wait for it."""
+        """Write the set, and release its lock for runs that wait for it."""
         with claim:
             self.save(item, found)
 
     def save(self, item: str, result: Synthesized) -> Synthesized:
-        """The set's tensors, everything else as their note."""
+        """Save the set's tensors, and everything else as metadata."""
         note = {
             "observers": result.observers,
             "seconds": result.seconds,
@@ -222,7 +222,7 @@ class Synthesis(Stage[str, Synthesized]):
         try:
             learned = synthetic.restore(self.job.recipe.synthetic, tensors)
             note = store.note(self.folder, self.key(item))
-            # entries of older versions say on which kind of device alone
+            # entries of older versions only have the kind of device
             origin = note.get("origin") or {"hardware": {"device": self.device(item)}}
             return Synthesized(learned, note["observers"], float(note["seconds"]), origin)
         except (ArtifactError, ConfigError, KeyError, TypeError, ValueError) as error:
@@ -235,7 +235,7 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
 
     Args:
         job: the run.
-        history: what happened before a warm start.
+        history: history of a warm start.
     """
     recipe = job.recipe
     networks: list[ObserverNetworkSettings] = []
@@ -249,17 +249,17 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
     }
     if job.method.version:
         inputs["method"] = job.method.version
-    # only where there is one: keys of all other runs stay as they were
+    # only if there is one, so that keys of all other runs are unchanged
     if history:
         inputs["history"] = list(history)
     return content_hash(inputs)
 
 
 def _version(recipe: Recipe) -> int:
-    """Version of what is computed: raised for the recipes whose results changed."""
+    """Version of the computation, which is raised for recipes whose results have changed."""
     by_default = recipe.classifiers is None and "classifiers" in groups(recipe)
     if by_default and recipe.classifier_settings.order == "random":
-        return 7  # they took turns before, and the key does not say so
+        return 7  # they took turns in earlier versions, which the key does not show
     return 6 if _scales_mappers(recipe) else 4
 
 

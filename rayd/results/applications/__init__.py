@@ -30,14 +30,14 @@ from rayd.config import Settings
 from rayd.results import read_all
 
 FOLDER = Path(str(resources.files(__name__)))
-"""Where the files are."""
+"""Folder of the files."""
 
 
 class ApplicationResult(Settings):
     """Accuracies of an application, with everything needed to reproduce them."""
 
     title: str
-    """What was done, with which data."""
+    """Description of the application and its data."""
     command: str
     """Commands that reproduce it."""
     commit: str
@@ -49,7 +49,7 @@ class ApplicationResult(Settings):
     cpu_seconds: float = Field(ge=0)
     """Processor time of the last command."""
     repeats: str
-    """What deviations are over."""
+    """Description of what deviations are over."""
     columns: tuple[str, ...]
     """Points at which accuracies were taken."""
     rows: dict[str, tuple[tuple[float, ...], ...]]

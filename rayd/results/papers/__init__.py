@@ -32,7 +32,7 @@ from typing import Any
 from rayd.config import packaged_yaml
 
 FOLDER = Path(str(resources.files(__name__)))
-"""Where the files are."""
+"""Folder of the files."""
 _FILES = ("others", "edc", "iid", "ls-mtt", "unidd", "csdm")
 """Files in the order of a recipe's results: a method's own paper comes before those that quote it,
 and IID, which states deviations and ran DM and IDM itself, before LS-MTT and UniDD.

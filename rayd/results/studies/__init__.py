@@ -25,7 +25,7 @@ from rayd.config import Settings
 from rayd.results import read_all
 
 FOLDER = Path(str(resources.files(__name__)))
-"""Where the files are."""
+"""Folder of the files."""
 
 
 class StudyRow(Settings):
@@ -36,14 +36,14 @@ class StudyRow(Settings):
     std: float | None = Field(default=None, ge=0, le=1)
     """Its standard deviation, over what the study repeats."""
     paper: dict[str, float | None] = Field(default_factory=dict)
-    """What the paper prints for the row, by table, as a fraction."""
+    """The paper's value for the row, by table, as a fraction."""
 
 
 class StudyResult(Settings):
     """Accuracies of a study, with everything needed to reproduce them."""
 
     title: str
-    """What is compared, with which data."""
+    """Description of the comparison and its data."""
     command: str
     """Command that reproduces it."""
     commit: str
@@ -53,7 +53,7 @@ class StudyResult(Settings):
     hardware: str
     """Machine that the result was obtained on."""
     repeats: str
-    """What deviations are over."""
+    """Description of what deviations are over."""
     rows: dict[str, StudyRow]
     """Accuracies by row, in the order of the space."""
 
