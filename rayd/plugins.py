@@ -1,4 +1,4 @@
-"""Methods, terms, networks, statistics, data sets and callbacks from outside the package.
+"""Plug-ins: methods, terms, networks, statistics, data sets and callbacks from other packages.
 
 They are found in three ways:
 
@@ -168,7 +168,7 @@ def discovered() -> tuple[Found, ...]:
 
 
 def find(kind: Kind, name: str) -> Any:
-    """The own part of a name: `package.module:Name`, or that of an entry point; None if there is
+    """The plug-in of a name: `package.module:Name`, or that of an entry point; None if there is
     none.
 
     Raises:
@@ -264,7 +264,7 @@ def _is_installed(module: str) -> bool:
 
 
 class Sent:
-    """A factory that another process calls, with what that process must know of own parts.
+    """A factory that another process calls, with what that process must know of plug-ins.
 
     Keys are computed in every process, and must be the same in all of them.
 
@@ -298,7 +298,7 @@ class Sent:
 
 
 def source_of(text: str) -> dict[str, str]:
-    """Digests of the modules of own parts that a JSON text names, by the name of the part."""
+    """Digests of the modules of plug-ins that a JSON text names, by the name of the plug-in."""
     _from_environment()
     found = {name: digest for name, digest in _DIGESTS.items() if f'"{name}"' in text}
     for spec in set(_NAMED.findall(text)):
