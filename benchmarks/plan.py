@@ -1,4 +1,4 @@
-"""What `rayd plan` foresees against what a run then takes, stage by stage.
+"""Planned against measured times of a run, stage by stage.
 
     python -m benchmarks.plan digits
     python -m benchmarks.plan dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
@@ -9,7 +9,7 @@ the user's cache. Beside the wall clock stands the processor time of this proces
 programs move less. They do move it, as they share caches and memory: so a piece of reference work
 is timed at both ends of every stage, and the processor time is divided by how much longer than in
 the best case it takes there (`busy`). With one thread and no workers, that is an estimate of what
-the wall clock would show on a quiet machine (`quiet`), which is what a plan foresees.
+the wall clock would show on a quiet machine (`quiet`), which is what a plan estimates.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("in all", planned.seconds, *(sum(row[column] for row in rows) for column in (2, 3, 4)))
     )
     if given.json:
-        names = ("foreseen", "wall", "cpu", "quiet")
+        names = ("planned", "wall", "cpu", "quiet")
         table = {stage: dict(zip(names, row, strict=True)) for stage, *row in rows}
         content = {
             "recipe": recipe.name,
@@ -161,11 +161,11 @@ def main(arguments: list[str] | None = None) -> None:
         f"{recipe.name} {' '.join(given.overrides)}: planned in {planning[0]:.1f} s ({planning[1]:.1f} s of processor time)"
     )
     say(
-        f"{'stage':<12} {'foreseen':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / foreseen':>17}"
+        f"{'stage':<12} {'planned':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / planned':>17}"
     )
-    for stage, foreseen, wall, cpu, quiet in rows:
-        ratio = f"{quiet / foreseen:>17.2f}" if foreseen > 0 else ""
-        say(f"{stage:<12} {foreseen:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
+    for stage, planned, wall, cpu, quiet in rows:
+        ratio = f"{quiet / planned:>17.2f}" if planned > 0 else ""
+        say(f"{stage:<12} {planned:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
 
 
 if __name__ == "__main__":
