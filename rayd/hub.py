@@ -20,6 +20,7 @@ import yaml
 
 from rayd.config import lookup
 from rayd.errors import ConfigError, ResourceError, RunError
+from rayd.names import data_title
 from rayd.version import __version__
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def _title(distilled: Distilled) -> str:
 
 def _data_name(distilled: Distilled) -> str:
     """Name of the real data, without the folders of the machine that read them."""
-    name = str(lookup(distilled.card, "data.name") or "images")
-    return Path(name).stem if "/" in name else name
+    return data_title(str(lookup(distilled.card, "data.name") or "images"))
 
 
 def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
