@@ -228,8 +228,13 @@ class Decoder:
         """Number of channels that some images need: 3 from the first one with a colour."""
         if self.mode is not None:
             return _CHANNELS[self.mode]
+        red, green, blue = self.background
+        grey_background = red == green == blue
         for encoded in images:
-            if _open(encoded)[0].mode in GREYSCALE:
+            image = _open(encoded)[0]
+            # transparent pixels take the colour of the background
+            opaque = grey_background or not image.has_transparency_data
+            if image.mode in GREYSCALE and opaque:
                 continue
             try:
                 self.decode(encoded, 1, DecodeLog())
