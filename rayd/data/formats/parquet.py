@@ -320,7 +320,7 @@ class ParquetImages:
 def matches(path: Path) -> bool:
     """Whether `path`, or a folder at most two levels inside it, holds visible Parquet files."""
     return path.is_dir() and any(
-        is_parquet(str(found.relative_to(path)))
+        is_parquet(str(found.relative_to(path))) and found.is_file()
         for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
         for found in path.glob(pattern)
     )

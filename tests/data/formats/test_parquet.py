@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rayd.data.formats import parquet
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import matches, open_source
+from rayd.data.sources import open_source as open_any
 from rayd.errors import DataError
-from tests.data.files import encode, some_images, write_parquet
+from tests.data.files import encode, some_images, write_folder, write_parquet
 
 NAMES = ("ant", "bee", "cow")
 IMAGES = some_images(10)
@@ -223,3 +224,14 @@ def test_metadata_that_is_no_json_is_ignored(tmp_path: Path) -> None:
         pa.table({"img": PNGS, "label": LABELS}, schema=schema), tmp_path / "train.parquet"
     )
     assert open_source(tmp_path).class_names == ("0", "1", "2")
+
+
+def test_what_is_only_called_parquet_is_no_file(tmp_path: Path) -> None:
+    """Neither a folder nor a link to a file that is not there makes a data set."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "train.parquet").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"links' holds links to files that are not there"):
+        open_any(str(tmp_path / "links"))
+    images = some_images(2)
+    write_folder(tmp_path / "photos", {"ant": images, "bee.parquet": images})
+    assert open_any(str(tmp_path / "photos")).class_names == ("ant", "bee.parquet")
