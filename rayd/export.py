@@ -376,7 +376,9 @@ def _not_ours(directory: Path) -> str | None:
 
 
 def _replace(temporary: Path, destination: Path) -> None:
-    if not destination.is_dir():
+    # a file replaces a file in one step; a folder must first make way, or be made way for
+    in_the_way = destination.is_dir() or (temporary.is_dir() and destination.exists())
+    if not in_the_way:
         os.replace(temporary, destination)
         return
     old = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.old")

@@ -174,6 +174,15 @@ def test_help_shows_an_example_of_every_command(capsys):
     assert "Example: rayd distill digits" in text
 
 
+def test_brackets_in_names_of_data_are_no_markup(capsys, tmp_path):
+    folder = tmp_path / "old[red]"
+    folder.mkdir()
+    np.savez(folder / "photos[1].npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2))
+    _, text, _ = run(capsys, "data", "list", "--data-root", str(folder))
+    assert "photos[1]" in text
+    assert "old[red]" in "".join(text.split())
+
+
 def test_data_are_listed(capsys):
     _, document, _ = run(capsys, "data", "list", "--json")
     known = {entry["name"]: entry for entry in json.loads(document)}

@@ -132,6 +132,16 @@ def test_what_is_there_is_kept_unless_asked(tmp_path, format):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("first", ["npz", "imagefolder"])
+@pytest.mark.parametrize("second", ["npz", "imagefolder"])
+def test_a_file_and_a_folder_replace_each_other(tmp_path, first, second):
+    destination = tmp_path / "out"
+    export(distilled(), first, destination)
+    export(distilled(("x", "y", "z")), second, destination, overwrite=True)
+    assert load(destination).class_names == ("x", "y", "z")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match=r"thesis\.tex"):
