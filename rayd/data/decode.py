@@ -42,6 +42,8 @@ GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
 MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
 """Formats whose files can hold an animation or pages."""
+DRAWINGS = frozenset({"EPS", "WMF"})
+"""Formats that PIL draws with programs of the system, which no data set should start."""
 ORIENTATION = 0x0112
 """EXIF tag of the orientation; 5 to 8 exchange height and width."""
 ORIENTED_BY = (
@@ -530,9 +532,15 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
         )
         if len(content) == 0:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
-        return Image.open(io.BytesIO(content)), content
+        image = Image.open(io.BytesIO(content))
     except DAMAGE as error:
         raise damaged(encoded, error) from error
+    if image.format in DRAWINGS:
+        raise DataError(
+            f"The image at {encoded.where} is a drawing ({image.format}), which is not read; "
+            "convert it to PNG."
+        )
+    return image, content
 
 
 def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:

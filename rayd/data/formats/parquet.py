@@ -41,6 +41,7 @@ from rayd.data.formats.base import (
     numbered_classes,
 )
 from rayd.data.formats.shards import find_files, is_parquet
+from rayd.data.layout import listed
 from rayd.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Shard:
         """Read the footer and the label column of a file, in one go, as remote files are slow.
 
         Raises:
-            DataError: the file is empty, not Parquet, or lacks an image or label column.
+            DataError: the file is empty, not Parquet, lacks an image or label column, or has
+                several of which none has a usual name.
         """
         if file.size == 0:
             raise DataError(f"'{file}' is empty (0 bytes).")
@@ -419,6 +421,12 @@ def _typed(features: Mapping[str, dict[str, Any]], kind: str) -> list[str]:
 def _column(
     file: DataFile, schema: pa.Schema, role: str, announced: Sequence[str], usual: Sequence[str]
 ) -> str:
+    found = [name for name in announced if name in schema.names]
+    if len(found) > 1 and not any(name in usual for name in found):
+        raise DataError(
+            f"'{file}' has several columns of {role}s, {listed(found)}: rename the one to read to "
+            f"'{role}'."
+        )
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
         if candidate in schema.names:
             return candidate

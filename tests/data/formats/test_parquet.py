@@ -2,6 +2,7 @@
 told.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,23 @@ def test_fine_labels_win_over_coarse_ones(tmp_path: Path) -> None:
     table = pa.table({"img": PNGS, "coarse_label": [0] * 10, "fine_label": LABELS})
     pq.write_table(table, tmp_path / "train.parquet")
     assert open_source(tmp_path).splits["train"].labels.tolist() == LABELS
+
+
+def test_one_of_several_columns_of_labels_must_have_a_usual_name(tmp_path: Path) -> None:
+    features = {"img": {"_type": "Image"}}
+    for name in ("season", "species"):
+        features[name] = {"_type": "ClassLabel", "names": ["a", "b"]}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"img": PNGS[:4], "season": [0, 1, 0, 1], "species": [0, 0, 1, 1]})
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"columns of labels, 'season' and 'species': rename the"):
+        open_source(tmp_path)
+    features["label"] = features.pop("species")
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = table.rename_columns(["img", "season", "label"]).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert open_source(tmp_path).splits["train"].labels.tolist() == [0, 0, 1, 1]
 
 
 def test_files_may_lie_in_the_one_folder_inside(tmp_path: Path) -> None:
