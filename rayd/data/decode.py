@@ -171,7 +171,7 @@ class Decoder:
             images: uint8 (N, C, H, W).
             channels: those of the training images; by default, images without any colour are
                 greyscale, as encoded ones are.
-            log: counts conversions.
+            log: counts conversions and sizes.
 
         Raises:
             ColourError: there are colours, and one channel was asked for.
@@ -189,8 +189,12 @@ class Decoder:
             grey = _are_grey(images)
             if self.mode != "grey" and not grey:
                 raise ColourError
+            if log is not None and not grey:
+                log.conversions["colours converted to greyscale"] += _count_coloured(images)
             images = images[:, :1] if grey else _luminance(images)
         if self.side is not None:
+            if log is not None:
+                log.sizes[images.shape[2], images.shape[3]] += len(images)
             images = resize(images, self.side, self.fit, self.background)
         return images
 
@@ -587,6 +591,12 @@ def _are_grey(images: Pixels) -> bool:
     # in pieces: most sets have a colour in the first one
     pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
     return all(bool((piece == piece[:, :1]).all()) for piece in pieces)
+
+
+def _count_coloured(images: Pixels) -> int:
+    """Number of images (N, 3, H, W) whose channels differ."""
+    pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
+    return sum(int((piece != piece[:, :1]).any(axis=(1, 2, 3)).sum()) for piece in pieces)
 
 
 def _luminance(images: Pixels) -> Pixels:
