@@ -14,6 +14,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import rayd
+from rayd import plugins
+from rayd.artifacts import content_hash
 from rayd.cli import main
 from rayd.config import DataSettings
 from rayd.data import Standardization, Whitening
@@ -213,6 +215,26 @@ def test_an_export_is_read_back_as_the_set_or_refused(tmp_path, format, soft, sh
     assert back.card == made.card
     if shift:
         assert torch.equal(back.images, made.images)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz", "parquet", "imagefolder", "hub"])
+def test_an_export_is_read_whatever_became_of_own_parts(tmp_path, monkeypatch, format):
+    """A card may name a method or data of a file that another machine does not have."""
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "before"})
+    export(distilled(), format, tmp_path / "out")
+    monkeypatch.setattr(plugins, "source_of", lambda _: {})
+    assert len(load(tmp_path / "out")) == 6
+
+
+def test_exports_of_older_versions_with_own_parts_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "the same"})
+    monkeypatch.setattr("rayd.export.text_hash", content_hash)
+    export(distilled(), "npz", tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="does not hold the set that was exported"):
+        load(tmp_path / "out")
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "the same"})
+    assert len(load(tmp_path / "out")) == 6
 
 
 def test_low_rank_images_are_exported_as_images(tmp_path):
