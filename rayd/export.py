@@ -478,11 +478,18 @@ def is_repository_of(folder: Path, distilled: Distilled) -> bool:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a path may be an export: a file of a known format, or a folder that holds one."""
+    """Whether a path may be an export: a file of a known format, or a folder that holds one.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
     if path.is_dir():
         files = (path / SIDE_FILE, path / SHARD, path / DATA / SHARD)
         return any(file.is_file() for file in files)
-    return path.is_file() and _magic(path) is not None
+    try:
+        return path.is_file() and _magic(path) is not None
+    except OSError as error:
+        raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
 
 
 def _magic(path: Path) -> Callable[[Path], _Contents] | None:

@@ -176,13 +176,16 @@ def check(repository: str | None) -> None:
         raise ResourceError(
             "Uploading needs the package huggingface_hub: pip install 'rayd[hub]'."
         ) from error
+    refusal = (
+        f"A repository must be named user/name, as in 'me/digits-ipc1'. Got '{repository}' instead."
+    )
+    if "/" not in repository:
+        # it would be created under the user's name, and then not be found under this one
+        raise ConfigError(refusal)
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(
-            "A repository must be named user/name, as in 'me/digits-ipc1'. "
-            f"Got '{repository}' instead."
-        ) from error
+        raise ConfigError(refusal) from error
 
 
 def push(

@@ -306,6 +306,16 @@ def test_an_export_out_of_range_is_data_as_well(tmp_path, format):
     assert len(data.train) + len(data.test) == len(made)
 
 
+def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "set.npz").touch()
+    monkeypatch.setattr("rayd.export._magic", forbidden)
+    with pytest.raises(ArtifactError, match=r"Cannot read '.*set\.npz': Permission denied"):
+        load(tmp_path / "set.npz")
+
+
 def test_a_parquet_file_of_a_stranger_is_no_export(tmp_path):
     pd.DataFrame({"label": [0, 1]}).to_parquet(tmp_path / "some.parquet")
     with pytest.raises(ArtifactError, match="holds no card of a distilled set") as caught:

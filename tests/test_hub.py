@@ -237,8 +237,9 @@ def test_the_command_writes_and_uploads_only_where_a_repository_is_named(
         main([*arguments, "me/another", *written])
     assert stop.value.code == 2
     assert "exists already" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "a/b/c", "--to", str(tmp_path / "nothing")])
-    assert stop.value.code == 2
-    assert "must be named user/name" in capsys.readouterr().err
+    for name in ("a/b/c", "tiny"):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, name, "--to", str(tmp_path / "nothing")])
+        assert stop.value.code == 2
+        assert "must be named user/name" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists(), "refused before anything is written"
