@@ -100,7 +100,7 @@ class Shard:
             label = _column(file, schema, "label", _typed(features, "ClassLabel"), LABEL_COLUMNS)
             labels = parquet.read(columns=[label], use_threads=False).column(0)
         names = features.get(label, {}).get("names")
-        class_names = tuple(map(str, names)) if names else None
+        class_names = tuple(map(str, names)) if names and isinstance(names, list) else None
         return cls(file, groups, _bytes_path(file, schema.field(image)), label, class_names), labels
 
     @property
@@ -428,6 +428,10 @@ def _column(
             f"'{role}'."
         )
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
+        if schema.names.count(candidate) > 1:
+            raise DataError(
+                f"Columns of '{file}' must have different names. Got '{candidate}' twice instead."
+            )
         if candidate in schema.names:
             return candidate
     expected = " or ".join(f"'{name}'" for name in usual)

@@ -94,6 +94,24 @@ def test_fine_labels_win_over_coarse_ones(tmp_path: Path) -> None:
     assert open_source(tmp_path).splits["train"].labels.tolist() == LABELS
 
 
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(PNGS[:4]), pa.array([0, 1, 0, 1]), pa.array([1, 1, 0, 0])]
+    for names in (["img", "label", "label"], ["img", "img", "label"]):
+        arrays = [columns[0 if name == "img" else 1] for name in names]
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "train.parquet")
+        with pytest.raises(DataError, match=r"must have different names. Got '(img|label)' twice"):
+            open_source(tmp_path)
+
+
+@pytest.mark.parametrize("names", [2, "ab", {"0": "a"}])
+def test_class_names_that_are_no_list_are_ignored(tmp_path: Path, names: object) -> None:
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"img": PNGS[:4], "label": [0, 1, 0, 1]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert open_source(tmp_path).class_names == ("0", "1")
+
+
 def test_one_of_several_columns_of_labels_must_have_a_usual_name(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}}
     for name in ("season", "species"):
