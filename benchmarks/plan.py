@@ -163,9 +163,9 @@ def main(arguments: list[str] | None = None) -> None:
     say(
         f"{'stage':<12} {'planned':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / planned':>17}"
     )
-    for stage, planned, wall, cpu, quiet in rows:
-        ratio = f"{quiet / planned:>17.2f}" if planned > 0 else ""
-        say(f"{stage:<12} {planned:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
+    for stage, seconds, wall, cpu, quiet in rows:
+        ratio = f"{quiet / seconds:>17.2f}" if seconds > 0 else ""
+        say(f"{stage:<12} {seconds:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
 
 
 if __name__ == "__main__":

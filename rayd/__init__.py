@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayd.errors import ConfigError, RaydError, errors_for_python
+from rayd.names import expanded
 from rayd.version import __version__
 
 if TYPE_CHECKING:
@@ -520,7 +521,7 @@ def tune(
 def _directory(run: str | Path | Run) -> Path:
     if not isinstance(run, str | Path) and not hasattr(run, "directory"):
         raise ConfigError(f"Expected a run or its directory. Got {type(run).__name__} instead.")
-    return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
+    return expanded(run if isinstance(run, str | Path) else run.directory)
 
 
 def _place(path: str | Path) -> str | Path:
@@ -535,4 +536,4 @@ def _place(path: str | Path) -> str | Path:
 
 
 def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else expanded(path)

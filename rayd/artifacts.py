@@ -68,7 +68,16 @@ def write_tensors(
     note = {
         METADATA_KEY: json.dumps({**(metadata or {}), HASH: tensor_hash(plain)}, sort_keys=True)
     }
-    _replace(path, lambda temporary: save_file(plain, temporary, metadata=note))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, metadata=note)
+        except RuntimeError:
+            # the same memory under two names, as tied weights have it, is refused
+            copies = {name: tensor.clone() for name, tensor in plain.items()}
+            save_file(copies, temporary, metadata=note)
+
+    _replace(path, write)
 
 
 def unfinished(path: Path) -> bool:
@@ -315,7 +324,20 @@ def content_hash(content: Mapping[str, Any]) -> str:
 
     If it names parts from outside the package, it also depends on their source.
     """
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = _canonical(content)
     if sources := plugins.source_of(canonical):
         canonical += json.dumps(sources, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def text_hash(content: Mapping[str, Any]) -> str:
+    """Compute a hash of a JSON-able mapping alone, on every machine the same; hex.
+
+    It is that of `content_hash` where no parts from outside the package are named.
+    """
+    return hashlib.blake2b(_canonical(content).encode(), digest_size=16).hexdigest()
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    """JSON of a mapping, independent of the order of its keys."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

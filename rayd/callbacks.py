@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rayd import plugins, remote
 from rayd.artifacts import parse, read_json, write_json
 from rayd.errors import ArtifactError, ConfigError, RaydError, RunError, unknown
+from rayd.names import expanded
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
@@ -388,7 +389,7 @@ class CSVLogger(RunCallback):
     """
 
     def __init__(self, path: str | Path | None = None):
-        self._given = None if path is None else Path(path)
+        self._given = None if path is None else expanded(path)
         self._path: Path | None = None
         self._before: set[tuple[str, ...]] = set()
 

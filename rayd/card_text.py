@@ -34,7 +34,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
     stored = ", ".join(f"{part} {size:,}" for part, size in storage.bytes.items())
     versions = card.get("versions", {})
     made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
-    data = card.get("data", {})
+    data = card.get("data") or {}
     fingerprint = str(data.get("fingerprint", "unknown"))[:12]
     lines = [
         f"{len(distilled)} images of {shape.channels}x{shape.height}x{shape.width}, "

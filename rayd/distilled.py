@@ -259,7 +259,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         if self.step_size is not None:
             requirements.append(f"images were learned for a step size of {self.step_size:.4g}")
         if self.needs_teachers:
-            where = self.card.get("labels", {}).get("folder")
+            where = lookup(self.card, "labels.folder")
             stored = f"stored in '{where}'" if where else "computed while students train"
             requirements.append(
                 f"students of its recipe learn from teachers' soft labels, {stored}; `labels` "

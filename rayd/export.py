@@ -36,7 +36,14 @@ from PIL import Image
 from torch import Tensor
 
 from rayd import remote
-from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash, write_tensors
+from rayd.artifacts import (
+    content_hash,
+    read_json,
+    read_tensors,
+    tensor_hash,
+    text_hash,
+    write_tensors,
+)
 from rayd.card_format import check_card
 from rayd.data.normalization import Normalization, restore
 from rayd.distilled import Distilled
@@ -209,16 +216,37 @@ def _digest(
 ) -> str:
     """A hash of all parts of a set, to verify exports when they are read.
 
+    It does not depend on the source of own methods and data that the card names: an export is read
+    where they are not, and after they were edited.
+
     Args:
         card: of the export.
         normalization: of the set.
         labels: of the export.
         images: network input, or uint8 images where they are enough.
     """
+    return text_hash(_content(card, normalization, labels, images))
+
+
+def _is_digest(
+    digest: object,
+    card: Mapping[str, Any],
+    normalization: Normalization,
+    labels: Tensor,
+    images: Tensor,
+) -> bool:
+    """Whether an export of this or an older version has a digest of what it holds; see `_digest`."""
+    content = _content(card, normalization, labels, images)
+    # older versions hashed the source of own parts as well
+    return digest == text_hash(content) or digest == content_hash(content)
+
+
+def _content(
+    card: Mapping[str, Any], normalization: Normalization, labels: Tensor, images: Tensor
+) -> dict[str, Any]:
+    """What a digest is of."""
     tensors = tensor_hash({"images": images, "labels": labels})
-    return content_hash(
-        {"card": card, "normalization": normalization.fingerprint, "tensors": tensors}
-    )
+    return {"card": card, "normalization": normalization.fingerprint, "tensors": tensors}
 
 
 def _side(distilled: Distilled, images: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -384,7 +412,9 @@ def _not_ours(directory: Path) -> str | None:
 
 
 def _replace(temporary: Path, destination: Path) -> None:
-    if not destination.is_dir():
+    # a file replaces a file in one step; a folder must first make way, or be made way for
+    in_the_way = destination.is_dir() or (temporary.is_dir() and destination.exists())
+    if not in_the_way:
         os.replace(temporary, destination)
         return
     old = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.old")
@@ -452,15 +482,22 @@ def is_repository_of(folder: Path, distilled: Distilled) -> bool:
     written = json.loads(pq.read_schema(folder / DATA / SHARD).metadata[KEY])["digest"]
     card = _description(distilled)
     images = _images(distilled)
-    return bool(written == _digest(card, distilled.normalization, distilled.labels, images))
+    return _is_digest(written, card, distilled.normalization, distilled.labels, images)
 
 
 def is_export(path: Path) -> bool:
-    """Whether a path may be an export: a file of a known format, or a folder that holds one."""
+    """Whether a path may be an export: a file of a known format, or a folder that holds one.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
     if path.is_dir():
         files = (path / SIDE_FILE, path / SHARD, path / DATA / SHARD)
         return any(file.is_file() for file in files)
-    return path.is_file() and _magic(path) is not None
+    try:
+        return path.is_file() and _magic(path) is not None
+    except OSError as error:
+        raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
 
 
 def _magic(path: Path) -> Callable[[Path], _Contents] | None:
@@ -605,7 +642,7 @@ def _restored(path: Path, contents: _Contents) -> Distilled:
     images = contents.pixels if contents.inputs is None else contents.inputs
     assert images is not None
     normalization = restore(card["normalization"], contents.state)
-    if _digest(card, normalization, contents.labels, images) != contents.side["digest"]:
+    if not _is_digest(contents.side["digest"], card, normalization, contents.labels, images):
         raise ArtifactError(
             f"'{path}' does not hold the set that was exported; export it again{_as_data(path)}."
         )

@@ -20,6 +20,7 @@ import yaml
 
 from rayd.config import lookup
 from rayd.errors import ConfigError, ResourceError, RunError
+from rayd.names import data_title
 from rayd.version import __version__
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def _title(distilled: Distilled) -> str:
 
 def _data_name(distilled: Distilled) -> str:
     """Name of the real data, without the folders of the machine that read them."""
-    name = str(lookup(distilled.card, "data.name") or "images")
-    return Path(name).stem if "/" in name else name
+    return data_title(str(lookup(distilled.card, "data.name") or "images"))
 
 
 def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
@@ -176,13 +176,16 @@ def check(repository: str | None) -> None:
         raise ResourceError(
             "Uploading needs the package huggingface_hub: pip install 'rayd[hub]'."
         ) from error
+    refusal = (
+        f"A repository must be named user/name, as in 'me/digits-ipc1'. Got '{repository}' instead."
+    )
+    if "/" not in repository:
+        # it would be created under the user's name, and then not be found under this one
+        raise ConfigError(refusal)
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(
-            "A repository must be named user/name, as in 'me/digits-ipc1'. "
-            f"Got '{repository}' instead."
-        ) from error
+        raise ConfigError(refusal) from error
 
 
 def push(

@@ -1,4 +1,4 @@
-"""Names of files that come from elsewhere: a bucket, an archive, a card, a URL.
+"""Names of files: as users write them, and as they come from a bucket, an archive, a card, a URL.
 
 Object stores accept any name, and a card is a file that anybody may have written, so a name in one
 of them may lead out of the folder that it belongs to. Every reader asks `inside` before it joins
@@ -8,9 +8,32 @@ such a name to a path.
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from rayd.errors import ArtifactError, RaydError
+
+
+def expanded(path: str | Path) -> Path:
+    """Path as a user writes it, with `~` replaced by a home directory.
+
+    That of an unknown user stays as it is: the path is missing, or a file has this name.
+
+    >>> expanded("~/photos") == Path.home() / "photos", expanded("~old").name
+    (True, '~old')
+    """
+    return Path(os.path.expanduser(path))
+
+
+def data_title(name: str) -> str:
+    """Short name of a data set that is given by a path: without its folders, and without `.npz`.
+
+    >>> data_title("~/photos/v1.2"), data_title("s3://bucket/digits.npz"), data_title("cifar10")
+    ('v1.2', 'digits', 'cifar10')
+    """
+    if "/" not in name:
+        return name
+    path = Path(name)
+    return path.stem if path.suffix == ".npz" else path.name
 
 
 def inside(name: str, where: str, error: type[RaydError] = ArtifactError) -> str:

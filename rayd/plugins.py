@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 
 from rayd.errors import ConfigError
 from rayd.identity import identity, imports
+from rayd.names import expanded
 
 Kind = Literal["methods", "terms", "networks", "statistics", "datasets", "callbacks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -123,7 +124,7 @@ def load_file(path: str | Path) -> ModuleType:
         module = _module(text, f"--import {text}")
         _remember(text)
         return module
-    file = Path(text).expanduser().resolve()
+    file = expanded(text).resolve()
     if not file.is_file():
         raise ConfigError(f"Cannot import '{text}': there is no such file.")
     known = sys.modules.get(file.stem)

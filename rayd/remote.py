@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayd.errors import ConfigError, ResourceError, RunError
-from rayd.names import inside
+from rayd.names import expanded, inside
 
 MARK = "rayd-mirror"
 """Folder of all mirrors; the rest of a mirror's path is its URL."""
@@ -65,7 +65,7 @@ def local(path: str | Path) -> Path:
     """
     found = _URL.fullmatch(str(path))
     if found is None:
-        return Path(path).expanduser()
+        return expanded(path)
     scheme = found[1]
     rest = found[2].strip("/")
     if scheme in ("file", "local"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rayd import artifacts
+from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
 
 
@@ -131,3 +132,13 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
         lengths.add(int.from_bytes(path.read_bytes()[:8], "little"))
         assert artifacts.read_metadata(path)["note"] == "a" * size
     assert lengths >= {640, 896, 1152, 1408}
+
+
+def test_the_same_memory_under_two_names_is_written_twice(tmp_path):
+    """Networks may have tied weights, and a normalisation one tensor for both of its parts."""
+    shared = torch.arange(6.0).reshape(2, 3)
+    write_tensors(tmp_path / "a.safetensors", {"a": shared, "b": shared, "c": shared[1:]})
+    tensors, _ = read_tensors(tmp_path / "a.safetensors")
+    assert torch.equal(tensors["a"], shared)
+    assert torch.equal(tensors["b"], shared)
+    assert torch.equal(tensors["c"], shared[1:])

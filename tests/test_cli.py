@@ -20,8 +20,10 @@ from PIL import Image
 
 import rayd
 from rayd import cli, recipes
+from rayd.applications import slimming
 from rayd.cli import main
-from rayd.errors import ConfigError
+from rayd.cli.printing import check_picture
+from rayd.errors import ConfigError, OutputError
 from rayd.interrupts import STOPPED
 from tests.faults import Interrupting
 from tuning import space
@@ -172,6 +174,29 @@ def test_help_shows_an_example_of_every_command(capsys):
         assert f"$ rayd {command}" in text
     _, text, _ = run(capsys, "distill", "--help")
     assert "Example: rayd distill digits" in text
+
+
+def test_brackets_in_names_of_data_are_no_markup(capsys, tmp_path):
+    folder = tmp_path / "old[red]"
+    folder.mkdir()
+    np.savez(folder / "photos[1].npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2))
+    _, text, _ = run(capsys, "data", "list", "--data-root", str(folder))
+    assert "photos[1]" in text
+    assert "old[red]" in "".join(text.split())
+
+
+def test_a_home_that_the_shell_leaves_is_found(capsys, tmp_path, monkeypatch):
+    """Shells expand `~` at the beginning of a word, not in `--out=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slimming, "slim_run", lambda *_, **__: ())
+    monkeypatch.setattr(slimming, "chart", lambda *_: Image.new("L", (1, 1)))
+    monkeypatch.setattr(slimming, "text", lambda _: "")
+    run(capsys, "apply", "slimming", "set", "--out=~/slim")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["slim"]
+    picture = tmp_path / "slim" / "slimming.png"
+    with pytest.raises(OutputError, match="exists already"):
+        check_picture(Path("~") / picture.relative_to(tmp_path), False)
 
 
 def test_data_are_listed(capsys):

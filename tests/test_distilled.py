@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from rayd.artifacts import file_hash, write_tensors
+from rayd.card_text import describe
 from rayd.data import Standardization, Whitening
 from rayd.distilled import CARD, DIRECTORY, GRID, TENSORS, Distilled, load
 from rayd.errors import ArtifactError, OutputError
@@ -179,6 +180,15 @@ def test_class_names_must_be_those_of_the_data(saved):
     sentence = f"it calls a class '{names[1]}' that its data call '{names[0]}'"
     with pytest.raises(ArtifactError, match=sentence):
         load(saved)
+
+
+def test_a_card_may_say_null_of_its_data_and_labels(saved):
+    card = json.loads((saved / CARD).read_text())
+    card |= {"data": None, "labels": None, "config": {"labels": {"kind": "online"}}}
+    (saved / CARD).write_text(json.dumps(card))
+    read = load(saved)
+    assert "distilled from unknown" in describe(read)
+    assert "computed while students train" in read.needs[-1]
 
 
 def test_a_card_that_is_not_json_is_refused(saved):

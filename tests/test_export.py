@@ -14,6 +14,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import rayd
+from rayd import plugins
+from rayd.artifacts import content_hash
 from rayd.cli import main
 from rayd.config import DataSettings
 from rayd.data import Standardization, Whitening
@@ -132,6 +134,16 @@ def test_what_is_there_is_kept_unless_asked(tmp_path, format):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("first", ["npz", "imagefolder"])
+@pytest.mark.parametrize("second", ["npz", "imagefolder"])
+def test_a_file_and_a_folder_replace_each_other(tmp_path, first, second):
+    destination = tmp_path / "out"
+    export(distilled(), first, destination)
+    export(distilled(("x", "y", "z")), second, destination, overwrite=True)
+    assert load(destination).class_names == ("x", "y", "z")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match=r"thesis\.tex"):
@@ -205,6 +217,26 @@ def test_an_export_is_read_back_as_the_set_or_refused(tmp_path, format, soft, sh
         assert torch.equal(back.images, made.images)
 
 
+@pytest.mark.parametrize("format", ["safetensors", "npz", "parquet", "imagefolder", "hub"])
+def test_an_export_is_read_whatever_became_of_own_parts(tmp_path, monkeypatch, format):
+    """A card may name a method or data of a file that another machine does not have."""
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "before"})
+    export(distilled(), format, tmp_path / "out")
+    monkeypatch.setattr(plugins, "source_of", lambda _: {})
+    assert len(load(tmp_path / "out")) == 6
+
+
+def test_exports_of_older_versions_with_own_parts_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "the same"})
+    monkeypatch.setattr("rayd.export.text_hash", content_hash)
+    export(distilled(), "npz", tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="does not hold the set that was exported"):
+        load(tmp_path / "out")
+    monkeypatch.setattr(plugins, "source_of", lambda _: {"flowers:small": "the same"})
+    assert len(load(tmp_path / "out")) == 6
+
+
 def test_low_rank_images_are_exported_as_images(tmp_path):
     run = rayd.distill(
         tiny_file(tmp_path, synthetic={"kind": "lowrank", "rank": 3}),
@@ -272,6 +304,16 @@ def test_an_export_out_of_range_is_data_as_well(tmp_path, format):
     export(made, format, destination)
     data = load_data(DataSettings(name=str(destination)))
     assert len(data.train) + len(data.test) == len(made)
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "set.npz").touch()
+    monkeypatch.setattr("rayd.export._magic", forbidden)
+    with pytest.raises(ArtifactError, match=r"Cannot read '.*set\.npz': Permission denied"):
+        load(tmp_path / "set.npz")
 
 
 def test_a_parquet_file_of_a_stranger_is_no_export(tmp_path):

@@ -117,6 +117,27 @@ def test_class_names_and_normalized_images(tmp_path):
         save(train, cache=tmp_path)
 
 
+def test_splits_that_number_other_classes_are_refused(tmp_path):
+    """Label 0 is another class in each: read as they are, accuracies would mean nothing."""
+    train = Pairs([(image, row % 3) for row, image in enumerate(pixels(9))], ["ant", "bee", "cow"])
+    test = Pairs([(image, row % 2) for row, image in enumerate(pixels(4, seed=1))], ["bee", "cow"])
+    with pytest.raises(
+        DataError,
+        match=r"'test' must have the classes of the one given as 'train', in the same order: 'ant', "
+        r"'bee' and 'cow'. Got 'bee' and 'cow' instead",
+    ):
+        save(train, test, cache=tmp_path)
+    assert save(train, test, cache=tmp_path, class_names=["a", "b", "c"]).exists()
+    test.classes = train.classes
+    assert save(train, test, cache=tmp_path).exists()
+
+
+def test_a_store_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"Cannot write '.*file/store/given-data/"):
+        save(TRAIN, cache=tmp_path / "file" / "store")
+
+
 def test_tables_with_named_columns(tmp_path):
     rows = [{"image": image.numpy(), "label": index % 2} for index, image in enumerate(pixels(8))]
     path = save(Table(rows), cache=tmp_path)
@@ -274,6 +295,10 @@ class Stream(IterableDataset):
         ((pixels(4), torch.arange(4) + 1), "from 0 to 4 without gaps. No image has label 0"),
         ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, the least -1"),
         (Pairs([(pixels(1)[0], torch.eye(2)[0])] * 4), "class index. Got 2 numbers in item 0"),
+        (
+            Table([{"image": pixels(1)[0], "label": [0, 1][: 1 + row % 2]} for row in range(4)]),
+            "class index. Got 2 numbers in item 1 instead: .* several labels of an image",
+        ),
         (Broken([(pixels(1)[0], 0)] * 4), r"Item 2 of .* cannot be read \(OSError: broken file"),
         (
             (

@@ -199,6 +199,16 @@ def test_a_repository_on_disk_is_kept_unless_asked(folder):
         export(distilled(), "hub", folder, overwrite=True)
 
 
+def test_a_folder_in_the_home_directory_is_uploaded(tmp_path, server, monkeypatch, capsys):
+    """A shell leaves `--to=~/hub` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "good")
+    distilled().save(tmp_path / "set")
+    with suppress(SystemExit):
+        main(["push", str(tmp_path / "set"), "me/home", "--to=~/hub", "--endpoint", server.address])
+    assert "README.md" in server.repositories["me/home"], capsys.readouterr().err
+
+
 def test_the_command_writes_and_uploads_only_where_a_repository_is_named(
     tmp_path, server, monkeypatch, capsys
 ):
@@ -227,8 +237,9 @@ def test_the_command_writes_and_uploads_only_where_a_repository_is_named(
         main([*arguments, "me/another", *written])
     assert stop.value.code == 2
     assert "exists already" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "a/b/c", "--to", str(tmp_path / "nothing")])
-    assert stop.value.code == 2
-    assert "must be named user/name" in capsys.readouterr().err
+    for name in ("a/b/c", "tiny"):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, name, "--to", str(tmp_path / "nothing")])
+        assert stop.value.code == 2
+        assert "must be named user/name" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists(), "refused before anything is written"

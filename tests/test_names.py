@@ -1,4 +1,6 @@
-"""Names that lead out of their folder: refused by every reader, and nothing is written elsewhere."""
+"""Names of files: home directories, titles of data, and names that lead out of their folder, which
+every reader refuses, so that nothing is written elsewhere.
+"""
 
 import json
 import os
@@ -7,14 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import rayd
+import tuning
 from rayd import remote
+from rayd.callbacks import CSVLogger
 from rayd.data.files import Listing
 from rayd.data.normalization import Standardization
 from rayd.data.sources import open_source
 from rayd.distilled import Distilled, load
-from rayd.errors import ArtifactError, ConfigError, RaydError
+from rayd.errors import ArtifactError, ConfigError, DataError, RaydError
 from rayd.export import folders
+from rayd.hub import readme
 from rayd.names import inside
+from rayd.page.page import write as write_page
 
 HOSTILE = (
     "../escaped",
@@ -26,6 +33,49 @@ HOSTILE = (
     "a\0/../escaped",
 )
 HARMLESS = ("a", "a/b.png", "..a/b..", "a/...", "c:1.png", "2024-01-01T10:00/x", "ä b", ".hidden")
+
+
+def test_a_home_directory_is_found_by_every_reader_of_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "low.yaml").write_text("base: digits\nipc: 3\n")
+    (tmp_path / "top.yaml").write_text("base: ~/low.yaml\nseed: 4\n")
+    recipe = rayd.recipes.resolve("~/top.yaml")
+    assert (recipe.ipc, recipe.seed) == (3, 4)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "space.yaml").write_text(
+        "base: ~/top.yaml\nsearch: {synthesis.steps: {choice: [1, 2]}}\n"
+    )
+    space = tuning.load("~/own/space.yaml")
+    assert space.base == (str(tmp_path / "top.yaml"),)
+    with pytest.raises(ConfigError, match="is a directory and no recipe"):
+        rayd.recipes.find("~/own")
+    CSVLogger("~/own/metrics.csv").on_run_start(tmp_path, recipe)
+    write_page(Path("~/own/page.html"), "a page")
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [
+        "metrics.csv",
+        "page.html",
+        "space.yaml",
+    ]
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other():
+    with pytest.raises(DataError, match=r"There is no data set at '~nobody-of-this-name/x'"):
+        open_source("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("photos/v1.2", "v1.2"), ("./photos/", "photos"), ("a/b.npz", "b"), ("cifar10", "cifar10")],
+)
+def test_data_are_called_by_the_name_of_their_folder(name, title):
+    """A folder's name may have a dot: two versions are two titles."""
+    recipe = rayd.recipes.resolve("digits", {"data.name": name})
+    assert recipe.name == f"dm-{title}-ipc1"
+    images = torch.zeros(2, 1, 4, 4)
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    card = {"data": {"name": recipe.data.name}}
+    made = Distilled(images, torch.arange(2), ["a", "b"], Standardization(half, half), card)
+    assert f"from {title} with rayd" in readme(made)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

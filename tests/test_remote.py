@@ -24,6 +24,7 @@ from rayd.config import DataSettings
 from rayd.data import load as load_data
 from rayd.data.fetch import fetch
 from rayd.data.files import Listing
+from rayd.data.objects import save
 from rayd.data.sources import known_sources, open_source
 from rayd.data.streaming import batches
 from rayd.distilled import load
@@ -350,6 +351,16 @@ def test_data_at_a_url(memory, tmp_path):
     assert "toy" in {info.name for info in known_sources(Path("memory://bucket/data"))}
     with pytest.raises(DataError, match=r"There is no data set at 'memory://bucket/data/none'"):
         open_source("memory://bucket/data/none")
+
+
+def test_objects_are_given_with_a_store_at_a_url(memory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
+    path = save((images, np.arange(20) % 2), cache=Path("memory://bucket/store"))
+    assert memory.glob("/bucket/store/given-data/*/arrays.npz")
+    assert not Path("memory:").exists()
+    forget_mirrors()
+    assert len(load_data(DataSettings(name=str(path))).train) == 16
 
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])

@@ -36,6 +36,7 @@ from typing import Any
 from rayd import methods, recipes
 from rayd.config import Recipe, lookup, merge, nested, read_yaml, validate
 from rayd.errors import ConfigError, RaydError, unknown
+from rayd.names import expanded
 from tuning.domain import Domain, Point, among
 from tuning.settings import RECIPE, ROW, Space
 from tuning.space_check import SpaceCheck
@@ -94,13 +95,13 @@ def _next_to(path: Path, reference: object) -> object:
     """Resolve a name in a file: a file of that name next to it, else the name itself."""
     if not isinstance(reference, str) or not recipes.is_file(reference):
         return reference
-    beside = path.parent / reference
+    beside = path.parent / expanded(reference)
     return str(beside) if beside.is_file() else reference
 
 
 def _find(text: str) -> Path:
     if text.endswith((".yaml", ".yml")) or "/" in text:
-        return Path(text)
+        return expanded(text)
     path = FOLDER / f"{text}.yaml"
     if not path.is_file():
         raise ConfigError(unknown("space", text, names()) + " A file must end in .yaml.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rayd import remote, shown
 from rayd.artifacts import parse, read_json
 from rayd.config import Recipe
+from rayd.names import expanded
 from rayd.recipes import resolve
 from tuning import charts, table
 from tuning.directory import SUMMARY, read_space
@@ -146,5 +147,5 @@ def summary(out: str | Path) -> Summary:
     Raises:
         ArtifactError: they are missing or damaged.
     """
-    path = Path(out).expanduser() / SUMMARY
+    path = expanded(out) / SUMMARY
     return parse(Summary, read_json(path), f"'{path}'")

@@ -26,6 +26,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.errors import ArtifactError
 from rayd.evaluation.report import Report
+from rayd.names import expanded
 from rayd.pictures import as_png
 from rayd.training.fitting import fit
 
@@ -128,7 +129,7 @@ class Analysis:
         Raises:
             OutputError: one of them exists and `overwrite` is False.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         check_free(folder, self.name, overwrite)
         paths = files(folder, self.name)
         picture, page, numbers = paths
@@ -160,7 +161,7 @@ class Subject:
     @classmethod
     def at(cls, directory: str | Path, **rest: Any) -> Subject:
         """Load the set of a run directory, a distilled set or an export."""
-        return cls(Path(directory), load(directory), **rest)
+        return cls(expanded(directory), load(directory), **rest)
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -42,6 +42,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.errors import ConfigError, OutputError
 from rayd.evaluation.student import StudentResult, train
+from rayd.names import expanded
 from rayd.training.sets import TrainingSet
 
 BASELINES = ("random", "herding", "whole")
@@ -127,7 +128,7 @@ def learn(
             "Memories are compared over at least one order of the classes. "
             f"Got {len(methods)} memories and {orders} orders."
         )
-    out = Path(out).expanduser()
+    out = expanded(out)
     progress = progress or Progress()
     data = read(recipe.data, data_root, cache, progress)
     makers = _makers(recipe, methods)

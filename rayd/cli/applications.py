@@ -24,6 +24,7 @@ from rayd.cli.options import (
     given_settings,
 )
 from rayd.cli.printing import check_picture, print_json, print_text, write_picture
+from rayd.names import expanded
 
 commands = new_group(
     help="Put distilled sets to use: continual learning, ranking of architectures, slimming.",
@@ -106,6 +107,7 @@ def apply_continual(
     from rayd.artifacts import write_json
     from rayd.engine.progress import Progress
 
+    to = expanded(to)
     resolved = recipes.resolve(recipe, given_settings(overrides, workers, address))
     curves = continual.learn(
         resolved,
@@ -169,6 +171,7 @@ def apply_slimming(
     from rayd.artifacts import write_json
     from rayd.engine.progress import Progress
 
+    to = expanded(to)
     found = slimming.slim_run(
         directory,
         given_settings(overrides, None, None),

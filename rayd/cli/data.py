@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from rayd import remote
@@ -37,11 +38,9 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     for column in ("data", "classes", "found"):
         table.add_column(column, overflow="fold")
     for source in known:
-        table.add_row(
-            source.name,
-            str(source.classes),
-            remote.shown(source.found) if source.found is not None else f"no: {source.how}",
-        )
+        found = remote.shown(source.found) if source.found is not None else f"no: {source.how}"
+        # brackets in names of files are no markup
+        table.add_row(escape(source.name), str(source.classes), escape(found))
     wide().print(table)
 
 

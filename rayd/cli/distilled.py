@@ -22,6 +22,7 @@ from rayd.cli.options import (
 )
 from rayd.cli.printing import check_picture, open_page, print_json, print_text, write_picture
 from rayd.errors import ConfigError, OutputError
+from rayd.names import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -292,7 +293,7 @@ def push(
     hub.check(repository)
     distilled = load(directory)
     name = (repository or str(distilled.card.get("recipe") or "distilled")).rpartition("/")[2]
-    folder = to or Path("hub") / name
+    folder = expanded(to or Path("hub") / name)
     if repository is not None and not overwrite and is_repository_of(folder, distilled):
         sys.stderr.write(f"rayd: '{folder}' already holds this set and is uploaded as it is.\n")
     else:

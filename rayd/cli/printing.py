@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rayd import remote
 from rayd.errors import OutputError
+from rayd.names import expanded
 
 PIPE_WIDTH = 240
 """Width of tables without a terminal and without `COLUMNS`."""
@@ -110,6 +111,7 @@ def check_picture(path: Path, overwrite: bool) -> None:
     """
     from rayd.pictures import picture_format
 
+    path = expanded(path)
     picture_format(path)
     if remote.exists(path) and not overwrite:
         raise OutputError(f"'{path}' exists already; choose another file or add --overwrite.")
@@ -120,6 +122,7 @@ def write_picture(path: Path, image: Any) -> None:
     from rayd.artifacts import write_bytes
     from rayd.pictures import as_file, picture_format
 
+    path = expanded(path)
     write_bytes(path, as_file(image, picture_format(path)))
 
 

@@ -42,6 +42,8 @@ GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
 MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
 """Formats whose files can hold an animation or pages."""
+DRAWINGS = frozenset({"EPS", "WMF"})
+"""Formats that PIL draws with programs of the system, which no data set should start."""
 ORIENTATION = 0x0112
 """EXIF tag of the orientation; 5 to 8 exchange height and width."""
 ORIENTED_BY = (
@@ -169,7 +171,7 @@ class Decoder:
             images: uint8 (N, C, H, W).
             channels: those of the training images; by default, images without any colour are
                 greyscale, as encoded ones are.
-            log: counts conversions.
+            log: counts conversions and sizes.
 
         Raises:
             ColourError: there are colours, and one channel was asked for.
@@ -187,8 +189,12 @@ class Decoder:
             grey = _are_grey(images)
             if self.mode != "grey" and not grey:
                 raise ColourError
+            if log is not None and not grey:
+                log.conversions["colours converted to greyscale"] += _count_coloured(images)
             images = images[:, :1] if grey else _luminance(images)
         if self.side is not None:
+            if log is not None:
+                log.sizes[images.shape[2], images.shape[3]] += len(images)
             images = resize(images, self.side, self.fit, self.background)
         return images
 
@@ -228,8 +234,13 @@ class Decoder:
         """Number of channels that some images need: 3 from the first one with a colour."""
         if self.mode is not None:
             return _CHANNELS[self.mode]
+        red, green, blue = self.background
+        grey_background = red == green == blue
         for encoded in images:
-            if _open(encoded)[0].mode in GREYSCALE:
+            image = _open(encoded)[0]
+            # transparent pixels take the colour of the background
+            opaque = grey_background or not image.has_transparency_data
+            if image.mode in GREYSCALE and opaque:
                 continue
             try:
                 self.decode(encoded, 1, DecodeLog())
@@ -525,9 +536,15 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
         )
         if len(content) == 0:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
-        return Image.open(io.BytesIO(content)), content
+        image = Image.open(io.BytesIO(content))
     except DAMAGE as error:
         raise damaged(encoded, error) from error
+    if image.format in DRAWINGS:
+        raise DataError(
+            f"The image at {encoded.where} is a drawing ({image.format}), which is not read; "
+            "convert it to PNG."
+        )
+    return image, content
 
 
 def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:
@@ -574,6 +591,12 @@ def _are_grey(images: Pixels) -> bool:
     # in pieces: most sets have a colour in the first one
     pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
     return all(bool((piece == piece[:, :1]).all()) for piece in pieces)
+
+
+def _count_coloured(images: Pixels) -> int:
+    """Number of images (N, 3, H, W) whose channels differ."""
+    pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
+    return sum(int((piece != piece[:, :1]).any(axis=(1, 2, 3)).sum()) for piece in pieces)
 
 
 def _luminance(images: Pixels) -> Pixels:

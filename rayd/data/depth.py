@@ -75,7 +75,9 @@ def _bits_of_tiles(image: Image.Image) -> int:
     parts = arguments if isinstance(arguments, tuple) else (arguments,)
     if image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts):
         return 16
-    return 16 if any(isinstance(part, str) and ";16" in part for part in parts) else 8
+    # "RGB;16" and "BGR;16" are pixels of 5, 6 and 5 bits, as in bitmaps
+    deep = [part for part in parts if isinstance(part, str) and part not in ("RGB;16", "BGR;16")]
+    return 16 if any(";16" in part for part in deep) else 8
 
 
 def full_range(image: Image.Image, bits: int) -> int:

@@ -52,7 +52,16 @@ class DataFile:
             DataError: the file has changed since the data set was opened.
             RunError: the storage cannot be reached.
         """
-        return copies.opened(self) if self.is_remote else self.path.open("rb")
+        if self.is_remote:
+            return copies.opened(self)
+        file = self.path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+        if size != self.size:
+            file.close()
+            raise DataError(
+                f"'{self}' has changed since it was opened: {self.size} bytes then, {size} now."
+            )
+        return file
 
     def peek(self) -> BinaryIO:
         """Open the file for reading; without a copy, only the bytes read are fetched."""

@@ -174,7 +174,9 @@ def _spelled(requested: str, names: Sequence[str]) -> str:
     """
     if nfc(requested) in names:
         return nfc(requested)
-    meant = [name for name in names if _as_yaml(name) == requested]
+    # files name classes as they like
+    meant = [name for name in names if nfc(name) == nfc(requested)]
+    meant = meant or [name for name in names if _as_yaml(name) == requested]
     return meant[0] if len(meant) == 1 else requested
 
 

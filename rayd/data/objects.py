@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayd import plugins
+from rayd import plugins, remote
 from rayd.artifacts import default_root, write_bytes
 from rayd.config.data import GIVEN
+from rayd.data.layout import listed
 from rayd.errors import DataError, RaydError
 
 Array = npt.NDArray[Any]
@@ -71,15 +72,21 @@ def save(
         The file; the same content has the same file.
 
     Raises:
-        DataError: labels are missing, there is only one class, or pixels are out of range.
+        DataError: labels are missing, there is only one class, pixels are out of range, or splits
+            number different classes.
+        RunError: the store cannot be written.
     """
     splits = {"train": train, "test": test, "validation": validation}
     arrays: dict[str, Array] = {}
     names = tuple(class_names) if class_names is not None else None
+    own_names: tuple[str, ...] | None = None
     for split, given in splits.items():
         if given is None:
             continue
         read = _read(given, f"the data set given as '{split}'", normalization)
+        if class_names is None:
+            _check_same_classes(own_names, read.class_names, split)
+        own_names = own_names or read.class_names
         names = read.class_names if names is None else names
         arrays[f"x_{split}"] = read.images
         arrays[f"y_{split}"] = read.labels
@@ -107,13 +114,30 @@ def save(
         digest.update(f"{key} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     stem = re.sub(r"[^\w-]+", "-", name or _name_of(train)).lower()
-    path = (cache or default_root()) / GIVEN / digest.hexdigest() / f"{stem}.npz"
+    root = default_root() if cache is None else remote.local(cache)
+    path = root / GIVEN / digest.hexdigest() / f"{stem}.npz"
     if not path.exists():
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, buffer.getvalue())
     return path
+
+
+def _check_same_classes(
+    known: tuple[str, ...] | None, names: tuple[str, ...] | None, split: str
+) -> None:
+    """Refuse a split whose labels are numbers of other classes than those of the training split.
+
+    Raises:
+        DataError: both name their classes, and these or their order differ.
+    """
+    if known is None or names is None or names == known:
+        return
+    raise DataError(
+        f"The data set given as '{split}' must have the classes of the one given as 'train', in "
+        f"the same order: {listed(known)}. Got {listed(names)} instead; if its labels are right "
+        "all the same, pass 'class_names'."
+    )
 
 
 SPLITS = ("train", "test", "validation")
@@ -281,7 +305,7 @@ def _hugging_face(
     names = getattr(getattr(given, "features", {}).get(label), "names", None)
     return Images(
         _together(images, where, normalization),
-        _labels(np.array(labels), where),
+        _labels(np.array(_numbers(labels, where)), where),
         tuple(names) if names else None,
     )
 
@@ -392,7 +416,7 @@ def _numbers(labels: Sequence[Any], where: str) -> list[Any]:
         if size != 1:
             raise DataError(
                 f"A label of {where} must be a class index. Got {size} numbers in item {index} "
-                "instead: soft labels are not read."
+                "instead: soft labels, and several labels of an image, are not read."
             )
         numbers.append(label.item() if hasattr(label, "item") else label)
     return numbers

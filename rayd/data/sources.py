@@ -241,6 +241,9 @@ def _why_unreadable(path: Path) -> str:
         return f"'{path}' {expected}. Got a file{pickle}"
     files = sorted(islice((inside for inside in path.rglob("*") if inside.is_file()), SAMPLE))
     if not files:
+        broken = next((link for link in path.rglob("*") if not link.exists()), None)
+        if broken is not None:
+            return f"'{path}' holds links to files that are not there, e.g. '{broken}'"
         return f"'{path}' is an empty folder"
     if any(file.suffix in PICKLES or file.name in PICKLED_CIFAR for file in files):
         return f"'{path}' holds pickles, which are never loaded"

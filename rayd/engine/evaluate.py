@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rayd import devices, remote
 from rayd.artifacts import write_bytes, write_json
 from rayd.config import EvaluationSettings, Recipe, lookup
+from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory
 from rayd.engine.costs import Costs
@@ -200,6 +202,8 @@ def evaluate_distilled(
         )
     # the set is network input: real images must be normalised as they were for its observers
     data = normalized_as(distilled, data)
+    if sentence := _other_test_images(distilled, data):
+        progress.log(sentence)
     preflight(recipe, data, teachers(recipe) if needs_teachers(recipe) else ())
     choice = arithmetic.choose(recipe, data.shape)
     recipe = choice.recipe
@@ -212,12 +216,31 @@ def evaluate_distilled(
         labels = _label_source(job, distilled, progress)
         with memory.explained("evaluate", recipe):
             results = judge(job, distilled, progress, labels=labels)
-    return Report.build(
+    report = Report.build(
         recipe,
         results,
         distilled,
         {"evaluate": time.monotonic() - began},
         data.train.counts.tolist(),
+    )
+    if data.summary is None:
+        return report
+    # of what was tested on now; the card says what was there when the set was distilled
+    return replace(report, real_data=data.summary.to_json())
+
+
+def _other_test_images(distilled: Distilled, data: ImageData) -> str | None:
+    """Sentence on test images that are not those of the set's run, by their numbers of each class.
+
+    A card has no fingerprint of the test images: others in equal numbers are not noticed.
+    """
+    then = lookup(distilled.card, "data.read.splits.test.classes")
+    now = data.test.counts.tolist()
+    if not isinstance(then, list) or then == now:
+        return None
+    return (
+        f"The test images have changed since the set was distilled ({sum(then):,} then, "
+        f"{sum(now):,} now): accuracies do not compare with earlier ones."
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rayd.config import DataSettings
+from rayd.config import DataSettings, lookup
 from rayd.data import ImageData, load
 from rayd.distilled import Distilled
 from rayd.engine.progress import Progress
@@ -57,7 +57,7 @@ def normalized_as(distilled: Distilled, data: ImageData) -> ImageData:
     Raises:
         DataError: the set was distilled from other images.
     """
-    known = distilled.card.get("data", {}).get("fingerprint")
+    known = lookup(distilled.card, "data.fingerprint")
     if known in (None, data.fingerprint):
         return data
     if data.normalization.kind == distilled.normalization.kind:

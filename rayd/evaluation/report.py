@@ -17,7 +17,7 @@ from rich.table import Table
 from rayd import remote, shown
 from rayd.artifacts import parse, read_json
 from rayd.card_format import PixelRange
-from rayd.config import Recipe
+from rayd.config import Recipe, lookup
 from rayd.data.splits import uneven
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
@@ -161,7 +161,7 @@ class Report:
             results=_ordered(results),
             scores=scores_of(_ordered(results)),
             departures=named,
-            real_data=distilled.card.get("data", {}).get("read"),
+            real_data=lookup(distilled.card, "data.read"),
             pixel_range=distilled.pixel_range,
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rayd.artifacts import file_hash, read_tensors
 from rayd.errors import ArtifactError, ConfigError, RunError
+from rayd.names import expanded
 from rayd.networks.registry import TORCHVISION as PREFIX
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def load_weights(
 
 
 def _existing(weights: str) -> Path:
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if not path.is_file():
         raise ArtifactError(
             f"'{path}' is missing; 'weights' of a network must be '{TORCHVISION}' "

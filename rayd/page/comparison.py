@@ -61,7 +61,7 @@ def write(directories: Sequence[str | Path], to: str | Path) -> Path:
     Raises:
         RaydError: a directory holds no report, or the page cannot be written.
     """
-    return write_page(Path(to).expanduser(), render([remote.local(path) for path in directories]))
+    return write_page(Path(to), render([remote.local(path) for path in directories]))
 
 
 def render(directories: Sequence[Path]) -> str:

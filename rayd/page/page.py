@@ -12,6 +12,7 @@ from PIL import Image
 
 from rayd.artifacts import write_bytes
 from rayd.errors import OutputError
+from rayd.names import expanded
 from rayd.pictures import as_file
 from rayd.recipes.difference import shown
 
@@ -89,6 +90,7 @@ def write(path: Path, page: str) -> Path:
     Raises:
         OutputError: it cannot be written, or holds something else.
     """
+    path = expanded(path)
     try:
         if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
             raise OutputError(

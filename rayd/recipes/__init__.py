@@ -32,6 +32,7 @@ from rayd.config import (
 )
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError, unknown
+from rayd.names import data_title
 from rayd.objectives import Term
 from rayd.recipes.tables import (
     about,
@@ -158,7 +159,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
 
 def _named_by_content(recipe: Recipe) -> str:
     """A name as built-in recipes have it, from method, data and budget: `dm-flowers-ipc10`."""
-    data = Path(recipe.data.name).stem if "/" in recipe.data.name else recipe.data.name
+    data = data_title(recipe.data.name)
     tail = f"-lt{recipe.data.imbalance:g}" if recipe.data.imbalance > 1 else ""
     return re.sub(r"[^\w.-]+", "-", f"{recipe.method}-{data}{tail}-ipc{recipe.ipc}")
 

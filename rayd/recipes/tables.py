@@ -39,6 +39,7 @@ from rayd.config import (
     with_protocol,
 )
 from rayd.errors import ConfigError, nearest
+from rayd.names import expanded
 from rayd.results import papers
 
 FOLDER = Path(str(resources.files(__package__)))
@@ -138,12 +139,12 @@ def find(name_or_path: str | Path) -> Path:
         ConfigError: there is neither.
     """
     text = str(name_or_path)
-    if Path(text).is_dir() and text not in _tables_by_cell():
+    if expanded(text).is_dir() and text not in _tables_by_cell():
         raise ConfigError(
             f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
             f"digits data={text}', and a run that was interrupted is continued with --resume."
         )
-    return Path(text) if is_file(text) else _cell(text).table
+    return expanded(text) if is_file(text) else _cell(text).table
 
 
 def read(name_or_path: str | Path) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def _layers(
         )
 
     if is_file(reference):
-        path = folder / reference
+        path = folder / expanded(reference)
         identity = (str(path.resolve()), str(path))
         place = f"'{path}'"
     else:

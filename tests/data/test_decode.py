@@ -228,6 +228,27 @@ def test_deep_colours_are_scaled_from_their_full_range(format: str) -> None:
         decode_images(encoded(content), 1, Decoder(white_level=4095))
 
 
+def test_bitmaps_of_16_bits_a_pixel_have_less_than_8_a_channel() -> None:
+    """Rows of red and green, and of blue and white, in 5, 6 and 5 bits; the last row first."""
+    colours = struct.pack("<4H", 0x001F, 0xFFFF, 0xF800, 0x07E0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, len(colours), 0, 0, 0, 0) + masks
+    start = 14 + len(header)
+    file = b"BM" + struct.pack("<IHHI", start + len(colours), 0, 0, start) + header + colours
+    read = decode_images([Encoded(file, "x")], 1)
+    assert read[0].transpose(1, 2, 0).tolist() == [
+        [[255, 0, 0], [0, 255, 0]],
+        [[0, 0, 255], [255, 255, 255]],
+    ]
+
+
+def test_drawings_are_refused_before_a_program_draws_them() -> None:
+    """PIL starts Ghostscript for the content of a file, whatever its suffix."""
+    drawing = encode(some_images(1)[0], "EPS")
+    with pytest.raises(DataError, match=r"'a.png' is a drawing \(EPS\), which is not read"):
+        decode_images([Encoded(drawing, "'a.png'")], 1)
+
+
 def test_frames_beyond_the_first_are_counted() -> None:
     frames = [Image.fromarray(image[0]) for image in some_images(3, channels=1)]
     for format in ("GIF", "TIFF", "WEBP", "PNG"):

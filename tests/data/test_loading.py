@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_classes_are_chosen_in_the_order_given(root: Path) -> None:
     assert np.array_equal(data.train.images[data.train.labels == 0], TRAIN[TRAIN_LABELS == 2])
     assert np.array_equal(data.test.images[data.test.labels == 1], TEST[TEST_LABELS == 0])
     assert len(data.train) == 40
+
+
+def test_a_class_is_found_however_unicode_composes_its_letters(tmp_path: Path) -> None:
+    """Folders and npz files are read in the composed form, Parquet files as they are."""
+    names = [unicodedata.normalize("NFD", "café"), "tea"]
+    pngs = [encode(image) for image in some_images(12)]
+    write_parquet(tmp_path / "train.parquet", pngs, [0, 1] * 6, names=names)
+    for form in ("NFC", "NFD"):
+        chosen = ("tea", unicodedata.normalize(form, "café"))
+        read = load(DataSettings(name=str(tmp_path), classes=chosen))
+        assert read.class_names == ("tea", names[0])
 
 
 def test_validation_is_carved_from_the_training_split(root: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rayd.config import DataSettings
 from rayd.data import ImageData, ImageSet, ImageShape, load, loading
@@ -410,3 +411,31 @@ def test_who_stops_early_leaves_no_thread_behind() -> None:
     next(answers)
     answers.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rayd-ahead")]
+
+
+def test_a_coloured_background_is_seen_as_in_memory(tmp_path: Path) -> None:
+    """Greyscale images with transparent pixels have a colour where the background has one."""
+    for name in ("ant", "bee"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for row in range(6):
+            layers = np.random.default_rng(row).integers(0, 256, (4, 4, 2), dtype=np.uint8)
+            Image.fromarray(layers, "LA").save(tmp_path / "data" / name / f"{row}.png")
+    for background, channels in (("#ff0000", 3), ("grey", 1)):
+        read = []
+        for stream in (False, True):
+            chosen = DataSettings(name=str(tmp_path / "data"), background=background, stream=stream)
+            read.append(load(chosen, cache=tmp_path / "store"))
+        assert [data.shape.channels for data in read] == [channels, channels]
+        assert read[0].fingerprint == read[1].fingerprint
+
+
+def test_an_image_file_that_was_replaced_is_noticed(
+    tmp_path: Path, breakable: Callable[[str], StreamedPixels]
+) -> None:
+    images = breakable("folder")
+    file = next(tmp_path.glob("*/001.png"))
+    file.write_bytes(encode(np.zeros((3, 8, 8), np.uint8)))
+    with pytest.raises(
+        DataError, match=r"001.png' has changed since it was opened: \d+ bytes then"
+    ):
+        images[:]

@@ -83,6 +83,16 @@ def test_conversions_and_cropping_are_counted(tmp_path: Path, stream: bool) -> N
     assert "squashed" in summary_of(tmp_path / "set", image_size=8, fit="squash").resized
 
 
+def test_conversions_and_cropping_of_arrays_are_counted(tmp_path: Path) -> None:
+    images = some_images(20, side=16)[:, :, :, :8]
+    images[:5, 1:] = images[:5, :1]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2)
+    read = load(DataSettings(name=str(tmp_path / "a.npz"), image_size=8, mode="grey"))
+    assert read.summary is not None
+    assert read.summary.resized.endswith("from 16 x 8; 50% of the pixels are cut off")
+    assert dict(read.summary.conversions) == {"colours converted to greyscale": 15}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_copies_of_training_images_among_test_images_are_refused(root: Path, stream: bool) -> None:
     content = (root / "seg_train" / "a" / "002.png").read_bytes()

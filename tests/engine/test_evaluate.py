@@ -370,3 +370,30 @@ def test_a_cache_that_cannot_be_written_is_refused_before_a_student_is_trained(
     (task,) = students.items()
     students._results[task] = []
     assert students.run(None) == {task: []}
+
+
+def test_test_images_that_changed_since_are_said_and_counted(tmp_path: Path, capsys):
+    """The training images decide on a set; accuracies are those on the test images of now."""
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.arange(60) % 2
+
+    def with_test(count: int) -> None:
+        splits = {"x_train": images[:30], "y_train": labels[:30]}
+        test = {"x_test": images[30:][:count], "y_test": labels[30:][:count]}
+        np.savez(tmp_path / "data.npz", **splits, **test)
+
+    with_test(10)
+    small = tiny(
+        data={"name": str(tmp_path / "data.npz")},
+        evaluation={"networks": ["mlp"], "seeds": 1, "baselines": []},
+    )
+    run = distill(small, tmp_path / "run", cache=tmp_path / "store", progress=Progress(quiet=True))
+    for count, words in ((10, ""), (30, "test images have changed since the set was distilled")):
+        with_test(count)
+        report = evaluate_distilled(run.distilled, {}, None, tmp_path / "store", Progress())
+        assert report.real_data is not None
+        assert report.real_data["splits"]["test"]["count"] == count
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert ("have changed" in printed) == bool(words)

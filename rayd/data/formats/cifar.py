@@ -96,7 +96,12 @@ def _find(path: Path) -> tuple[Path, BinaryFiles] | None:
 
 
 def _names(path: Path) -> tuple[str, ...] | None:
-    return tuple(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return tuple(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the class names in '{path}': {error}.") from error
 
 
 def _records(path: Path, label_bytes: int) -> Pixels:

@@ -331,7 +331,7 @@ def _pixels(values: Array, where: str, decoder: Decoder) -> Pixels:
         values = values[:, None]
     elif values.ndim == 4 and values.shape[3] in (1, 3):
         values = values.transpose(0, 3, 1, 2)
-    if values.ndim != 4 or values.shape[1] not in (1, 3):
+    if values.ndim != 4 or values.shape[1] not in (1, 3) or 0 in values.shape[2:]:
         raise DataError(
             f"Images of {where} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) "
             "with C of 1 or 3. "

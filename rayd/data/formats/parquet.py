@@ -41,6 +41,7 @@ from rayd.data.formats.base import (
     numbered_classes,
 )
 from rayd.data.formats.shards import find_files, is_parquet
+from rayd.data.layout import listed
 from rayd.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Shard:
         """Read the footer and the label column of a file, in one go, as remote files are slow.
 
         Raises:
-            DataError: the file is empty, not Parquet, or lacks an image or label column.
+            DataError: the file is empty, not Parquet, lacks an image or label column, or has
+                several of which none has a usual name.
         """
         if file.size == 0:
             raise DataError(f"'{file}' is empty (0 bytes).")
@@ -98,7 +100,7 @@ class Shard:
             label = _column(file, schema, "label", _typed(features, "ClassLabel"), LABEL_COLUMNS)
             labels = parquet.read(columns=[label], use_threads=False).column(0)
         names = features.get(label, {}).get("names")
-        class_names = tuple(map(str, names)) if names else None
+        class_names = tuple(map(str, names)) if names and isinstance(names, list) else None
         return cls(file, groups, _bytes_path(file, schema.field(image)), label, class_names), labels
 
     @property
@@ -320,7 +322,7 @@ class ParquetImages:
 def matches(path: Path) -> bool:
     """Whether `path`, or a folder at most two levels inside it, holds visible Parquet files."""
     return path.is_dir() and any(
-        is_parquet(str(found.relative_to(path)))
+        is_parquet(str(found.relative_to(path))) and found.is_file()
         for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
         for found in path.glob(pattern)
     )
@@ -419,7 +421,17 @@ def _typed(features: Mapping[str, dict[str, Any]], kind: str) -> list[str]:
 def _column(
     file: DataFile, schema: pa.Schema, role: str, announced: Sequence[str], usual: Sequence[str]
 ) -> str:
+    found = [name for name in announced if name in schema.names]
+    if len(found) > 1 and not any(name in usual for name in found):
+        raise DataError(
+            f"'{file}' has several columns of {role}s, {listed(found)}: rename the one to read to "
+            f"'{role}'."
+        )
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
+        if schema.names.count(candidate) > 1:
+            raise DataError(
+                f"Columns of '{file}' must have different names. Got '{candidate}' twice instead."
+            )
         if candidate in schema.names:
             return candidate
     expected = " or ".join(f"'{name}'" for name in usual)

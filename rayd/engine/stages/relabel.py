@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayd import remote, synthetic
 from rayd.artifacts import content_hash, read_tensors
-from rayd.config import Recipe
+from rayd.config import Recipe, lookup
 from rayd.distilled import Distilled
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
@@ -149,7 +149,7 @@ def next_to(job: Job, distilled: Distilled) -> StoredLabels:
         ArtifactError, ConfigError: there are none; the message says how the stored ones differ.
     """
     recipe = job.recipe
-    folder = distilled.card.get("labels", {}).get("folder")
+    folder = lookup(distilled.card, "labels.folder")
     if distilled.directory is None or folder is None:
         raise ConfigError(
             "This distilled set holds no stored labels; set labels.kind=online to label images "

@@ -64,3 +64,10 @@ def test_a_truncated_file_is_refused(cifar10: Path, tmp_path: Path) -> None:
     batch.unlink()
     with pytest.raises(DataError, match=r"There is no file '.*data_batch_3.bin'"):
         open_source(tmp_path)
+
+
+def test_class_names_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, IMAGES, LABELS, per_file=2)
+    (tmp_path / "batches.meta.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"Cannot read the class names in '.*batches\.meta\.txt'"):
+        open_source(tmp_path)

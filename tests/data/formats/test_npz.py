@@ -83,6 +83,7 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
         ({"images": spoilt(256, np.int64)}, r"must lie in 0\.\.255. Got 256 in row 4"),
         ({"images": IMAGES + 1j}, "must be numbers. Got complex128"),
         ({"images": IMAGES[:, 0, 0]}, r"with C of 1 or 3. Got \(6, 4\)"),
+        ({"images": IMAGES[:, :, :0]}, r"with C of 1 or 3. Got \(6, 3, 0, 4\)"),
         ({"images": IMAGES[:5]}, "one label per image. Got 6 for 5"),
         ({"labels": LABELS / 2}, "must be integers"),
         ({"labels": LABELS - 1}, "must not be negative. Got -1 in row 0"),

@@ -2,6 +2,7 @@
 told.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from rayd.data.formats import parquet
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import matches, open_source
+from rayd.data.sources import open_source as open_any
 from rayd.errors import DataError
-from tests.data.files import encode, some_images, write_parquet
+from tests.data.files import encode, some_images, write_folder, write_parquet
 
 NAMES = ("ant", "bee", "cow")
 IMAGES = some_images(10)
@@ -90,6 +92,41 @@ def test_fine_labels_win_over_coarse_ones(tmp_path: Path) -> None:
     table = pa.table({"img": PNGS, "coarse_label": [0] * 10, "fine_label": LABELS})
     pq.write_table(table, tmp_path / "train.parquet")
     assert open_source(tmp_path).splits["train"].labels.tolist() == LABELS
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(PNGS[:4]), pa.array([0, 1, 0, 1]), pa.array([1, 1, 0, 0])]
+    for names in (["img", "label", "label"], ["img", "img", "label"]):
+        arrays = [columns[0 if name == "img" else 1] for name in names]
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "train.parquet")
+        with pytest.raises(DataError, match=r"must have different names. Got '(img|label)' twice"):
+            open_source(tmp_path)
+
+
+@pytest.mark.parametrize("names", [2, "ab", {"0": "a"}])
+def test_class_names_that_are_no_list_are_ignored(tmp_path: Path, names: object) -> None:
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"img": PNGS[:4], "label": [0, 1, 0, 1]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert open_source(tmp_path).class_names == ("0", "1")
+
+
+def test_one_of_several_columns_of_labels_must_have_a_usual_name(tmp_path: Path) -> None:
+    features = {"img": {"_type": "Image"}}
+    for name in ("season", "species"):
+        features[name] = {"_type": "ClassLabel", "names": ["a", "b"]}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"img": PNGS[:4], "season": [0, 1, 0, 1], "species": [0, 0, 1, 1]})
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"columns of labels, 'season' and 'species': rename the"):
+        open_source(tmp_path)
+    features["label"] = features.pop("species")
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = table.rename_columns(["img", "season", "label"]).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert open_source(tmp_path).splits["train"].labels.tolist() == [0, 0, 1, 1]
 
 
 def test_files_may_lie_in_the_one_folder_inside(tmp_path: Path) -> None:
@@ -223,3 +260,14 @@ def test_metadata_that_is_no_json_is_ignored(tmp_path: Path) -> None:
         pa.table({"img": PNGS, "label": LABELS}, schema=schema), tmp_path / "train.parquet"
     )
     assert open_source(tmp_path).class_names == ("0", "1", "2")
+
+
+def test_what_is_only_called_parquet_is_no_file(tmp_path: Path) -> None:
+    """Neither a folder nor a link to a file that is not there makes a data set."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "train.parquet").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"links' holds links to files that are not there"):
+        open_any(str(tmp_path / "links"))
+    images = some_images(2)
+    write_folder(tmp_path / "photos", {"ant": images, "bee.parquet": images})
+    assert open_any(str(tmp_path / "photos")).class_names == ("ant", "bee.parquet")
