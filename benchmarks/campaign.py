@@ -226,15 +226,16 @@ class Campaign:
             "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
             "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
         }
-        if any(run.get("resumed") for run in runs):
-            # the processes that were stopped are not in the figure of the last one
+        # the processes that were stopped are not in the figure of the last one
+        resumed = [run.get("resumed", False) for run in runs]
+        if any(resumed):
             cost["cpu_seconds"] = None
-        elif self._follows_experts(name) and not students:
+        if self._follows_experts(name) and not students:
             given = []
             for seed, run in enumerate(runs):
-                if not self._trained_experts(name, seed):
+                if not resumed[seed] and not self._trained_experts(name, seed):
                     given.append(run["cpu_seconds"])
-            cost["cpu_seconds_given_experts"] = statistics.mean(given) if given else None
+            cost["cpu_seconds_given_experts"] = _mean(given)
         return cost
 
 
@@ -255,6 +256,7 @@ def _accuracies(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float | N
         "random": _mean(accuracies("random")),
         "whole": _mean(accuracies("whole")),
         "hard_labels": _mean(accuracies("distilled", "hard")),
+        "hard_labels_std": _spread(accuracies("distilled", "hard")),
         "random_hard_labels": _mean(accuracies("random", "hard")),
         "whole_hard_labels": _mean(accuracies("whole", "hard")),
         "equal_storage": _mean(accuracies("equal-storage")),

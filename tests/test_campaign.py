@@ -107,6 +107,13 @@ def test_time_of_distillations_is_told_without_the_experts_that_they_share(campa
     entry = campaign.result("mtt-digits")
     assert (entry["cpu_seconds"], entry["cpu_seconds_given_experts"]) == (106, 3)
 
+    # a resumed run took more than its last process did
+    path = campaign._figures("mtt-digits", 1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resumed": True}))
+    entry = campaign.result("mtt-digits")
+    assert "cpu_seconds" not in entry
+    assert entry["cpu_seconds_given_experts"] == 4
+
 
 def test_finished_runs_are_not_run_again(campaign, monkeypatch):
     monkeypatch.setattr(Campaign, "_run", lambda *_: pytest.fail("ran"))

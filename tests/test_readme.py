@@ -110,7 +110,8 @@ def test_methods_on_equal_terms_are_ordered_by_the_students_of_all(monkeypatch):
         common | {"accuracy": 0.5, "std": 0.02, "random": 0.4},
         common | {"accuracy": 0.25, "std": 0.01, "random": 0.2},
     ]
-    frepo = common | {"accuracy": 0.45, "std": 0.01, "random": 0.2, "hard_labels": 0.35}
+    frepo = common | {"accuracy": 0.45, "std": 0.01, "random": 0.2}
+    frepo |= {"hard_labels": 0.35, "hard_labels_std": 0.02}
     found = {"sre2l-cifar10-ipc1-equal": sre2l, "dm-cifar10-ipc1-equal": [dm]}
     found["frepo-cifar10-ipc1-equal"] = [frepo]
     command = "rayd distill dm-cifar10-ipc1-equal evaluation.whole_epochs=20 seed=0"
@@ -124,7 +125,7 @@ def test_methods_on_equal_terms_are_ordered_by_the_students_of_all(monkeypatch):
     assert header.startswith("| method |")
     # worked by hand: alpha = (0.150 - 0.350) / 2 = -0.1, its score (e^-0.1 - e^-1) / (e - e^-1)
     assert rows == [
-        "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 | 0.200 | +0.150 | +0.350 | 0.228 | 2.0 |",
+        "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 ± 0.020 | 0.200 | +0.150 | +0.350 | 0.228 | 2.0 |",
         "| dm |  |  | 0.300 ± 0.010 | 0.200 | +0.100 | +0.400 | 0.210 | 2.0 |",
         "| sre2l | 0.500 ± 0.020 | 0.400 | 0.250 ± 0.010 | 0.200 | +0.050 | +0.450 | 0.192 | 2.0 |",
     ]

@@ -133,6 +133,8 @@ class MeasuredResult(Settings):
     """Test accuracy of the whole training set under the same protocol."""
     hard_labels: float | None = Field(default=None, ge=0, le=1)
     """Test accuracy of the distilled set under hard labels, where the protocol's are soft."""
+    hard_labels_std: float | None = Field(default=None, ge=0, le=1)
+    """Standard deviation of `hard_labels` over distillations."""
     random_hard_labels: float | None = Field(default=None, ge=0, le=1)
     """Test accuracy of random images under hard labels, where the protocol's are soft."""
     whole_hard_labels: float | None = Field(default=None, ge=0, le=1)

@@ -205,15 +205,16 @@ def _equal(
     # random images have hard labels unless a teacher's
     taught = common.random_hard_labels is not None
     random = common.random_hard_labels if taught else common.random
-    std = None if learned else common.std
+    std = common.hard_labels_std if learned else common.std
     ior = None if random is None else accuracy - random
     hlr = None if whole is None else whole - accuracy
     lrs = None if ior is None or hlr is None else label_robust_score(ior, hlr)
     brings_labels = len(results) > 1 or learned
-    named = re.match(r"distillation and (?:pool|experts) ([\d ]+)", own.seeds)
-    distillations = len(named.group(1).split()) if named else 1
+    named = re.match(r"distillation and (pool|experts) ([\d ]+)", own.seeds)
+    distillations = len(named.group(2).split()) if named else 1
+    trains_experts = named is not None and named.group(1) == "experts"
     seconds = own.cpu_seconds_given_experts
-    if seconds is None and own.cpu_seconds is not None:
+    if seconds is None and own.cpu_seconds is not None and not trains_experts:
         seconds = own.cpu_seconds / distillations
     minutes = "" if seconds is None else f"{seconds / 60:.1f}"
     return accuracy, [
@@ -371,7 +372,7 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
         yield [
             "",
             "hard",
-            _number(result.hard_labels),
+            _number(result.hard_labels, result.hard_labels_std),
             _number(result.random_hard_labels),
             "",
             _number(result.whole_hard_labels),
