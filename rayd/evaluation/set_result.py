@@ -56,6 +56,12 @@ class Accuracy:
 
 ON_VALIDATION = "judged on the validation split"
 """Last words of the protocol of results that are not of the test split."""
+STEPS_OF = "steps of "
+"""First words of the epochs in the protocol of images of equal storage, which are more than those
+of the set: their students take as many steps as it takes in these epochs.
+"""
+AS_MANY_STEPS = "as many steps"
+"""The same in reports of older versions, which do not say of how many epochs."""
 
 
 @dataclass(frozen=True)
@@ -174,17 +180,20 @@ class SetResult:
     def same_protocol(self, other: SetResult) -> bool:
         """Whether students differ in the set and its labels alone, as far as reports say it.
 
-        Labels come with a loss, learned images with a step size, and the whole set and that of equal
-        storage with epochs of their own; precisions differ by machine. These may differ. Images of
-        equal storage fit a set of as many bytes alone.
+        Labels come with a loss, learned images with a step size, and the whole set with epochs of
+        its own; precisions differ by machine. These may differ. Images of equal storage fit a set
+        of as many bytes alone, trained for as many steps.
         """
         sizes = {self.bytes, other.bytes} - {None}
         if EQUAL_STORAGE in {self.set, other.set} and len(sizes) > 1:
             return False
         ours, own_epochs = self.training
         theirs, other_epochs = other.training
-        has_own_epochs = {self.set, other.set} & {"whole", EQUAL_STORAGE}
-        return ours == theirs and (own_epochs == other_epochs or bool(has_own_epochs))
+        if ours != theirs:
+            return False
+        if "whole" in {self.set, other.set} or AS_MANY_STEPS in {own_epochs, other_epochs}:
+            return True
+        return own_epochs.removeprefix(STEPS_OF) == other_epochs.removeprefix(STEPS_OF)
 
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...], int]:
