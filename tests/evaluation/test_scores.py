@@ -325,7 +325,9 @@ def test_equal_storage_is_compared_with_students_of_as_many_epochs():
 def test_equal_storage_of_an_older_report_is_replaced():
     """Older versions did not say of how many epochs its students took the steps."""
     first = of_protocol(600, distilled=0.9, **{"equal-storage": 0.7})
-    content = json.loads(json.dumps(first.to_json()).replace("steps of 600 epochs", "as many steps"))
+    content = json.loads(
+        json.dumps(first.to_json()).replace("steps of 600 epochs", "as many steps")
+    )
     older = Report.from_json(content)
     assert older.scores == first.scores
     merged = older.merge(of_protocol(600, **{"equal-storage": 0.8}))
