@@ -500,6 +500,13 @@ def test_a_class_that_does_not_exist_is_refused_without_a_picture(capsys, finish
     assert "Unknown class 'owl'" in error
 
 
+def test_show_says_where_a_picture_goes_that_the_terminal_cannot_show(capsys, finished):
+    code, _, error = run(capsys, "show", str(finished), "--class", "8")
+    assert code == 0
+    assert "This terminal shows no pictures; --png FILE writes the picture." in error
+    assert run(capsys, "show", str(finished))[2] == ""
+
+
 def test_other_formats_of_pictures_are_refused(capsys, finished, tmp_path):
     code, _, error = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.tif"))
     assert code == 2
@@ -511,6 +518,7 @@ def test_spectra_of_a_method_without_them_are_refused_with_the_reason(capsys, fi
     code, _, error = run(capsys, "show", str(finished), "--spectrum")
     assert code == 2
     assert "which method 'dm' neither measures nor matches; cfm and unidd do" in error
+    assert "'rayd analyse DIR spectra'" in error
 
 
 def test_show_tells_and_draws(capsys, finished, tmp_path):

@@ -139,6 +139,12 @@ def find(name_or_path: str | Path) -> Path:
     """
     text = str(name_or_path)
     if Path(text).is_dir() and text not in _tables_by_cell():
+        if (Path(text) / "config.yaml").is_file():
+            raise ConfigError(
+                f"'{text}' is the directory of a run and no recipe; its recipe is "
+                f"'{Path(text) / 'config.yaml'}', and a run that was interrupted is continued with "
+                "--resume."
+            )
         raise ConfigError(
             f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
             f"digits data={text}', and a run that was interrupted is continued with --resume."
