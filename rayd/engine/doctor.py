@@ -104,7 +104,9 @@ def _versions() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        remedy = f"missing: {', '.join(missing)}; run 'pip install -e .' again, in the clone of rayd."
+        remedy = (
+            f"missing: {', '.join(missing)}; run 'pip install -e .' again, in the clone of rayd."
+        )
         return Finding("versions", "wrong", f"{remedy} Found: {', '.join(found)}")
     return Finding("versions", "good", ", ".join(found))
 
