@@ -557,6 +557,7 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["distill", "digitz"], "Unknown recipe 'digitz'; did you mean 'digits', 'dc-digits' or"),
         (["distill", "nowhere/recipe.yaml"], "Cannot read the recipe"),
         (["distill", "digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
+        (["distill", "digits", "step=3"], "did you mean 'synthesis.steps'?"),
         (["distill", "digits", "ipc"], "must have the form key.sub=value"),
         (["distill", "digits", "ipc=9999"], "ipc must not exceed the smallest class"),
         (["distill", "digits", "evaluation.networks=[convnett]"], "did you mean 'convnet'?"),
