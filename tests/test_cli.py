@@ -525,6 +525,13 @@ def test_a_class_that_does_not_exist_is_refused_without_a_picture(capsys, finish
     assert "Unknown class 'owl'" in error
 
 
+def test_show_says_where_a_picture_goes_that_the_terminal_cannot_show(capsys, finished):
+    code, _, error = run(capsys, "show", str(finished), "--class", "8")
+    assert code == 0
+    assert "This terminal shows no pictures; --png FILE writes the picture." in error
+    assert run(capsys, "show", str(finished))[2] == ""
+
+
 def test_other_formats_of_pictures_are_refused(capsys, finished, tmp_path):
     code, _, error = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.tif"))
     assert code == 2
@@ -536,6 +543,7 @@ def test_spectra_of_a_method_without_them_are_refused_with_the_reason(capsys, fi
     code, _, error = run(capsys, "show", str(finished), "--spectrum")
     assert code == 2
     assert "which method 'dm' neither measures nor matches; cfm and unidd do" in error
+    assert "'rayd analyse DIR spectra'" in error
 
 
 def test_show_tells_and_draws(capsys, finished, tmp_path):
@@ -574,6 +582,7 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["distill", "digitz"], "Unknown recipe 'digitz'; did you mean 'digits', 'dc-digits' or"),
         (["distill", "nowhere/recipe.yaml"], "Cannot read the recipe"),
         (["distill", "digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
+        (["distill", "digits", "step=3"], "did you mean 'synthesis.steps'?"),
         (["distill", "digits", "ipc"], "must have the form key.sub=value"),
         (["distill", "digits", "ipc=9999"], "ipc must not exceed the smallest class"),
         (["distill", "digits", "evaluation.networks=[convnett]"], "did you mean 'convnet'?"),

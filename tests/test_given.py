@@ -274,6 +274,11 @@ def test_a_normalization_that_cannot_be_undone_is_refused(normalization, sentenc
         save((pixels(4), torch.arange(4) % 2), cache=tmp_path, normalization=normalization)
 
 
+def test_floats_of_8_bits_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(DataError, match=r"Got floats from .* to .* instead: divide them by 255\."):
+        save((pixels(4) * 255, torch.arange(4) % 2), cache=tmp_path)
+
+
 class Stream(IterableDataset):
     """A data set without a length."""
 

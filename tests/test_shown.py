@@ -31,6 +31,7 @@ def run(tmp_path_factory):
 
 def test_results_have_a_short_repr_and_html(run):
     plan = rayd.plan("digits", settings=parse_overrides(QUICK))
+    assert repr(rayd.compare(run)) == "Comparison(groups=1)"
     for result in (run, run.report, run.distilled, run.recipe, plan):
         assert len(repr(result)) < 200, repr(result)
         assert "<" in result._repr_html_()

@@ -134,6 +134,8 @@ def show(
         return
     print_text(describe(distilled, report))
     _draw(image, protocol)
+    if png is None and protocol == "none" and image is not None:
+        sys.stderr.write("rayd: This terminal shows no pictures; --png FILE writes the picture.\n")
 
 
 def _file_of_picture(png: Path | None, spectrum: bool, folder: Path | None) -> Path | None:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -417,6 +417,10 @@ def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: st
     location = [*([prefix] if prefix else []), *error["loc"]]
     key = _dotted(location)
     if error["type"] == "extra_forbidden":
+        inside = _inside_sections(model, key) if len(location) == 1 else []
+        if inside:
+            listed = " or ".join([", ".join(inside[:-1]), inside[-1]] if inside[1:] else inside)
+            return f"Unknown setting '{key}' in {where}; did you mean {listed}?"
         fields = _model_at(model, error["loc"][:-1]).model_fields
         sentence = unknown(
             "setting", key, [_dotted([*location[:-1], name]) for name in fields], where
@@ -432,6 +436,25 @@ def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: st
         place = f"'{key}' of {where}" if key else where
         return f"{message} (in {place})."
     return f"Setting '{key}' in {where} must fit: {message}. Got {error['input']!r} instead."
+
+
+def _inside_sections(model: type[Settings], name: str) -> list[str]:
+    """Dotted keys, quoted, of settings of this name or its plural in the sections of `model`, as
+    'synthesis.steps' for `step`; none if `model` itself has the plural.
+    """
+    spellings = (name, f"{name}s")
+    if spellings[1] in model.model_fields:
+        return []
+    found = []
+    for section, field in model.model_fields.items():
+        # elements of lists and mappings have longer keys
+        settings = _settings_in(field.annotation)
+        if settings is None or get_origin(field.annotation) in (tuple, dict):
+            continue
+        for spelling in spellings:
+            if spelling in settings.model_fields:
+                found.append(f"'{section}.{spelling}'")
+    return found
 
 
 def _model_at(model: type[Settings], location: Iterable[int | str]) -> type[Settings]:

@@ -253,7 +253,7 @@ def _unreadable(findings: Mapping[str, _Findings]) -> list[Problem]:
     reasons: dict[str, str] = {}
     for found in findings.values():
         for place, reason in found.unreadable:
-            sentence = printable(reason).replace(place, "...")
+            sentence = printable(reason).replace(f" at {place}", "").replace(place, "...")
             kind = re.sub(r"[\d.]+", "", sentence)
             reasons.setdefault(kind, sentence)
             places[kind].append(place)

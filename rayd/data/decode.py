@@ -615,4 +615,6 @@ def damaged(encoded: Encoded, error: Exception) -> DataError:
         if isinstance(error, UnidentifiedImageError)
         else str(error).rstrip(".")
     )
-    return DataError(f"Cannot decode the image at {encoded.where}: {reason}.")
+    # errors with a number are those of the file system, not of the image's content
+    remedy = "; remove or replace it" if getattr(error, "errno", None) is None else ""
+    return DataError(f"Cannot decode the image at {encoded.where}: {reason}{remedy}.")

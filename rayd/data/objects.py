@@ -385,6 +385,11 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
         images = images * deviation + mean
         images = np.where(np.abs(images - np.clip(images, 0, 1)) < 1e-4, images.clip(0, 1), images)
     if images.min() < 0 or images.max() > 1:
+        if normalization is None and images.min() >= 0 and 2 < images.max() <= 255:
+            raise DataError(
+                f"Pixels of {where} must be uint8, or floats in [0, 1]. Got floats from "
+                f"{images.min():.3g} to {images.max():.3g} instead: divide them by 255."
+            )
         raise DataError(
             f"Pixels of {where} must lie in [0, 1]. Got {images.min():.3g} to {images.max():.3g} "
             "instead: if the images are normalised, say how with normalization=(means, deviations)."

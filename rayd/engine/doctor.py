@@ -58,7 +58,7 @@ class Finding:
 
     def text(self) -> str:
         """A line for the terminal."""
-        return f"{self.status:<5}  {self.subject:<12} {self.detail}"
+        return f"{self.status:<5}  {self.subject:<15} {self.detail}"
 
 
 def examine(
@@ -104,7 +104,9 @@ def _versions() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        remedy = f"missing: {', '.join(missing)}; run 'pip install rayd' again."
+        remedy = (
+            f"missing: {', '.join(missing)}; run 'pip install -e .' again, in the clone of rayd."
+        )
         return Finding("versions", "wrong", f"{remedy} Found: {', '.join(found)}")
     return Finding("versions", "good", ", ".join(found))
 
@@ -154,7 +156,8 @@ def _directory(subject: str, path: Path) -> Finding:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     status: Literal["good", "note"] = "good" if free >= LEAST_FREE else "note"
-    return Finding(subject, status, f"{path}, {free / 1e9:.1f} GB free")
+    place = f"{path}" if path.exists() else f"{path}, not there yet"
+    return Finding(subject, status, f"{place}, {free / 1e9:.1f} GB free")
 
 
 def _unreachable(path: Path) -> None:

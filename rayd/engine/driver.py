@@ -251,7 +251,7 @@ class Driver:
         source = f", or of another version of {' and '.join(map(repr, own))}" if own else ""
         return OutputError(
             f"'{self._directory.path}' holds a run on other data than '{self._job.data.name}' "
-            f"holds now{source}; choose another --out."
+            f"holds now{source}, or its config.yaml was edited since; choose another --out."
         )
 
     def _synthesis_seconds(self) -> float:

@@ -108,8 +108,8 @@ def term_of(method: Method) -> SpectralFilterMatching:
                 filtering.append(name)
         raise ArtifactError(
             "There are no spectra to show: they are those of feature correlations, which method "
-            f"'{method.name}' neither measures nor matches; {' and '.join(filtering)} do. Without "
-            "--spectrum the set itself is shown."
+            f"'{method.name}' neither measures nor matches; {' and '.join(filtering)} do. "
+            "'rayd analyse DIR spectra' draws those of a network trained for it."
         )
     if method.recipe.real == "sampled":
         raise ArtifactError(

@@ -29,6 +29,7 @@ from rayd.evaluation.table import wrapped
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
 from rayd.recipes import restore
 from rayd.recipes.difference import shown
+from rayd.shown import short
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,9 @@ class Comparison:
 
     groups: tuple[Group, ...]
     """In the order of the first run of each."""
+
+    def __repr__(self) -> str:
+        return short("Comparison", groups=len(self.groups))
 
     def text(self) -> str:
         """Format for a terminal."""

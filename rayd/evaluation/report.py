@@ -5,6 +5,7 @@ Results are defined in `rayd.evaluation.set_result`; `rayd.evaluation.report_tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from rayd.evaluation.published import Published, departures
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.report_text import ReportText
 from rayd.evaluation.scores import Scores, scores_of
-from rayd.evaluation.set_result import STRICT, Accuracy, SetResult
+from rayd.evaluation.set_result import AS_MANY_STEPS, STEPS_OF, STRICT, Accuracy, SetResult
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 from rayd.recipes import names as recipe_names
@@ -169,9 +170,15 @@ class Report:
         """Combine with a newer report of the same set, whose results take precedence."""
         by_key = {result.key: result for report in (self, newer) for result in report.results}
         for result in newer.results:
-            # reports of older versions do not record the number of bytes of `equal-storage`
-            if result.set == EQUAL_STORAGE and result.bytes is not None:
-                by_key.pop(replace(result, bytes=None).key, None)
+            # reports of older versions do not record the bytes of `equal-storage`, nor its epochs
+            if result.set != EQUAL_STORAGE:
+                continue
+            unnumbered = re.sub(rf"{STEPS_OF}\d+ epochs", AS_MANY_STEPS, result.protocol)
+            for protocol in (result.protocol, unnumbered):
+                for size in (result.bytes, None):
+                    older = replace(result, protocol=protocol, bytes=size)
+                    if older.key != result.key:
+                        by_key.pop(older.key, None)
         results = _ordered(by_key.values())
         # one of them may count teachers or stored labels, and the other only images
         largest = max(self, newer, key=lambda report: sum(report.storage_bytes.values()))
@@ -349,7 +356,7 @@ def _protocol_on(variant: Variant, recipe: Recipe, distilled: Distilled) -> str:
     labels = recipe.labels if kind == "soft" else None
     if variant.set == EQUAL_STORAGE:
         return settings.protocol_on(variant.set, labels).replace(
-            f"{settings.epochs} epochs", "as many steps"
+            f"{settings.epochs} epochs", f"{STEPS_OF}{settings.epochs} epochs"
         )
     if variant.set == DISTILLED and settings.learned_step_size and distilled.step_size is not None:
         settings = settings.model_copy(

@@ -56,6 +56,12 @@ class Accuracy:
 
 ON_VALIDATION = "judged on the validation split"
 """Last words of the protocol of results that are not of the test split."""
+STEPS_OF = "steps of "
+"""First words of the epochs in the protocol of images of equal storage, which are more than those
+of the set: their students take as many steps as it takes in these epochs.
+"""
+AS_MANY_STEPS = "as many steps"
+"""The same in reports of older versions, which do not say of how many epochs."""
 
 
 @dataclass(frozen=True)
@@ -175,17 +181,20 @@ class SetResult:
     def same_protocol(self, other: SetResult) -> bool:
         """Whether students differ only in the set and its labels, as far as reports show.
 
-        Losses (which come with labels), learned step sizes, epochs of the whole set and of equal
-        storage, and precisions (which depend on the machine) may differ. Images of equal storage
-        only match sets of the same number of bytes.
+        Losses (which come with labels), learned step sizes, epochs of the whole set, and precisions
+        (which depend on the machine) may differ. Images of equal storage only match sets of the
+        same number of bytes whose students were trained for as many steps.
         """
         sizes = {self.bytes, other.bytes} - {None}
         if EQUAL_STORAGE in {self.set, other.set} and len(sizes) > 1:
             return False
         ours, own_epochs = self.training
         theirs, other_epochs = other.training
-        has_own_epochs = {self.set, other.set} & {"whole", EQUAL_STORAGE}
-        return ours == theirs and (own_epochs == other_epochs or bool(has_own_epochs))
+        if ours != theirs:
+            return False
+        if "whole" in {self.set, other.set} or AS_MANY_STEPS in {own_epochs, other_epochs}:
+            return True
+        return own_epochs.removeprefix(STEPS_OF) == other_epochs.removeprefix(STEPS_OF)
 
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...], int]:

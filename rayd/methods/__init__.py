@@ -95,7 +95,10 @@ def get(name: str) -> type[Method]:
     # what was looked for may have registered itself meanwhile
     found = Method.registry.get(name) if found is None else found
     if found is None:
-        hint = "A method of your own is known by '--import FILE.py' or as 'package.module:Name'."
+        hint = (
+            "A method of your own is given as 'package.module:Name', by '--import FILE.py' on the "
+            "command line, or as its class in Python."
+        )
         raise ConfigError(f"{unknown('method', name, names())} {hint}")
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ConfigError(f"'{name}' must be a subclass of rayd.methods.Method. Got {found!r}.")

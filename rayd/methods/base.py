@@ -7,7 +7,7 @@ not import torch; terms, which are settings too, import it where they compute.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -187,6 +187,11 @@ class Method(ABC):
             ConfigError: a term or a setting of it does not exist, or a value does not fit.
         """
         own = cls.objective(recipe)
+        if not isinstance(own, Sequence) or not all(isinstance(term, Term) for term in own):
+            raise ConfigError(
+                f"'objective' of method '{cls.name}' must return a tuple of terms, such as "
+                f"(MeanMatching(),). Got {own!r} instead."
+            )
         names = {term.name for term in own}
         added = []
         for name in sorted(recipe.terms.keys() - names):

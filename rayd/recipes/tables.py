@@ -139,7 +139,14 @@ def find(name_or_path: str | Path) -> Path:
         ConfigError: there is neither.
     """
     text = str(name_or_path)
-    if expanded(text).is_dir() and text not in _tables_by_cell():
+    directory = expanded(text)
+    if directory.is_dir() and text not in _tables_by_cell():
+        if (directory / "config.yaml").is_file():
+            raise ConfigError(
+                f"'{text}' is the directory of a run and no recipe; its recipe is "
+                f"'{directory / 'config.yaml'}', and a run that was interrupted is continued with "
+                "--resume."
+            )
         raise ConfigError(
             f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
             f"digits data={text}', and a run that was interrupted is continued with --resume."

@@ -271,7 +271,7 @@ def test_a_check_lists_all_problems_at_once(root: Path) -> None:
     assert len(errors) == 5
     for part in (
         "is empty (0 bytes)",
-        "Cannot decode",
+        "Cannot decode the image: ",
         "data.white_level",
         "2 sizes, most often 4 x 4 (20), 9 x 9 (1): set 'data.image_size'",
         "1 image is there more than once, in train and test",

@@ -309,3 +309,26 @@ def test_results_of_different_protocols_make_no_score():
     content["scores"] = json.loads(json.dumps([asdict(one) for one in mixed]))
     assert content["scores"][0]["ior"]["mean"] == pytest.approx(0.5)
     assert Report.from_json(content).scores == merged.scores
+
+
+def test_equal_storage_is_compared_with_students_of_as_many_epochs():
+    """A later evaluation of fewer epochs neither replaces it nor makes a score with the first."""
+    first = of_protocol(600, distilled=0.9, **{"equal-storage": 0.8})
+    merged = first.merge(of_protocol(20, distilled=0.3, **{"equal-storage": 0.2}))
+    kept = [r.test_accuracy.mean for r in merged.results if r.set == "equal-storage"]
+    assert kept == pytest.approx([0.8, 0.2])
+    (scores,) = merged.scores
+    assert scores.over_equal_storage.mean == pytest.approx(0.1)
+    assert "steps of 600 epochs" in merged.text()
+
+
+def test_equal_storage_of_an_older_report_is_replaced():
+    """Older versions did not say of how many epochs its students took the steps."""
+    first = of_protocol(600, distilled=0.9, **{"equal-storage": 0.7})
+    content = json.loads(
+        json.dumps(first.to_json()).replace("steps of 600 epochs", "as many steps")
+    )
+    older = Report.from_json(content)
+    assert older.scores == first.scores
+    merged = older.merge(of_protocol(600, **{"equal-storage": 0.8}))
+    assert [r.test_accuracy.mean for r in merged.results] == pytest.approx([0.9, 0.8])

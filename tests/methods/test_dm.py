@@ -8,7 +8,7 @@ from rayd.config import NetworkSettings
 from rayd.data import load
 from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
-from rayd.objectives import Context
+from rayd.objectives import Context, MeanMatching
 from tests.conftest import tiny
 
 
@@ -25,6 +25,14 @@ def test_an_unknown_method_or_term_names_the_nearest():
         ConfigError, match="Unknown term 'means' in method 'dm'; did you mean 'mean'"
     ):
         tiny(terms={"means": {"weight": 1}})
+
+
+@pytest.mark.parametrize("returned", [None, MeanMatching(), [MeanMatching]])
+def test_an_objective_that_is_no_tuple_of_terms_is_refused(monkeypatch, returned):
+    """A forgotten `return` or comma, or a class in place of its object."""
+    monkeypatch.setattr(methods.get("dm"), "objective", classmethod(lambda cls, recipe: returned))
+    with pytest.raises(ConfigError, match="'objective' of method 'dm' must return a tuple of"):
+        tiny()
 
 
 def observer() -> tuple[Observer, DatasetInfo]:

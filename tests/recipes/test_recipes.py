@@ -296,6 +296,9 @@ def test_a_directory_is_no_recipe_but_may_be_data_or_a_run(tmp_path):
         ConfigError, match=f"'rayd distill digits data={tmp_path}', and a run that .* with --resume"
     ):
         recipes.resolve(tmp_path)
+    (tmp_path / "config.yaml").write_text("method: dm\n")
+    with pytest.raises(ConfigError, match=f"its recipe is '{tmp_path}/config.yaml'"):
+        recipes.resolve(tmp_path)
 
 
 def test_names_near_and_far():
