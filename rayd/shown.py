@@ -31,6 +31,18 @@ def short(kind: str, *parts: object, **facts: object) -> str:
     return f"{kind}({', '.join(words)})"
 
 
+def quantity(number: float, noun: str) -> str:
+    """A number with a noun, in the plural unless it is one.
+
+    Fractions have two significant digits.
+
+    >>> quantity(1, "student"), quantity(1440, "image"), quantity(0.512, "network")
+    ('1 student', '1,440 images', '0.51 networks')
+    """
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:.2g}"
+    return f"{digits} {noun if digits == '1' else noun + 's'}"
+
+
 def table(heading: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> str:
     """An HTML table; all text is escaped.
 

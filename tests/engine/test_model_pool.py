@@ -350,7 +350,7 @@ def test_what_cannot_be_followed_is_refused(method, changes, sentence):
 
 def test_what_is_planned_names_the_training(tmp_path):
     assert (
-        "1 networks trained alongside"
+        "1 network trained alongside"
         in plan(recipe("frepo"), cache=tmp_path / "cache", progress=QUIET).text()
     )
 

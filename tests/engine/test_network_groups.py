@@ -217,7 +217,7 @@ def test_a_lost_network_of_the_queue_is_in_the_checkpoint(tmp_path):
 def test_what_is_planned_names_guides_and_queue(tmp_path):
     planned = plan(iid("iid-idm"), cache=tmp_path / "cache", progress=QUIET)
     text = planned.text()
-    assert "1 observers and 1 classifiers" in text
+    assert "1 observer and 1 classifier" in text
     assert "2 networks trained alongside" in text
     assert "2 of 2 classifiers (convnet-d2-w6 #0, convnet-d2-w6 #1) learn 2 epochs" in text
     long = iid("iid-idm", classifiers={"squeeze": {"epochs": 1000}})

@@ -40,6 +40,7 @@ from rayd.data.layout import (
     words,
 )
 from rayd.errors import DataError, unknown
+from rayd.shown import quantity
 
 if TYPE_CHECKING:
     from rayd.config import DataSettings
@@ -515,9 +516,8 @@ def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
     found = [*_unused_images(tree, used), *_other_files(tree)]
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]
-        found.append(
-            f"{_images(sum(tree.hidden.values()))} hidden or in system folders ({listed(names, 3)})"
-        )
+        hidden = quantity(sum(tree.hidden.values()), "image")
+        found.append(f"{hidden} hidden or in system folders ({listed(names, 3)})")
     return (*found, *listing.skipped)
 
 
@@ -529,7 +529,7 @@ def _unused_images(tree: _Tree, used: set[int]) -> Iterator[str]:
             folders[parts[0] if len(parts) > 1 else ""] += 1
     for name, count in sorted(folders.items()):
         place = f"in folder '{printable(name)}'" if name else "outside the class folders"
-        yield f"{_images(count)} {place}"
+        yield f"{quantity(count, 'image')} {place}"
 
 
 def _other_files(tree: _Tree) -> Iterator[str]:
@@ -537,22 +537,14 @@ def _other_files(tree: _Tree) -> Iterator[str]:
     rest = {}
     for suffix, count in sorted(tree.other.items()):
         if suffix in UNREADABLE:
-            yield f"{_files(count)} with suffix {suffix}, which cannot be read"
+            yield f"{quantity(count, 'file')} with suffix {suffix}, which cannot be read"
         else:
             rest[suffix] = count
     if rest:
         kinds = ", ".join(f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in rest.items())
         count = sum(rest.values())
         verb = "is no image" if count == 1 else "are no images"
-        yield f"{_files(count)} that {verb} ({kinds})"
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'s' if count > 1 else ''}"
-
-
-def _files(count: int) -> str:
-    return f"{count:,} file{'s' if count > 1 else ''}"
+        yield f"{quantity(count, 'file')} that {verb} ({kinds})"
 
 
 def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ from rayd import plugins
 from rayd.config import ResourceSettings
 from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ConfigError, ResourceError
+from rayd.shown import quantity
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
         )
         raise ResourceError(
             f"{resources.workers} workers of {each} each do not fit: the cluster holds {fitting} "
-            f"of them ({len(nodes)} node{'s' if len(nodes) != 1 else ''}: {existing}). "
+            f"of them ({quantity(len(nodes), 'node')}: {existing}). "
             f"Ask for fewer {setting}, or less for each (resources.cpus_per_worker, "
             "resources.gpus_per_worker)."
         )
@@ -320,7 +321,7 @@ def describe(address: str | None) -> str:
     resources = amounts_text(ray.cluster_resources())
     if joined:
         ray.shutdown()
-    return f"ray {ray.__version__} {where}: {count} node{'s' if count != 1 else ''}, {resources}"
+    return f"ray {ray.__version__} {where}: {quantity(count, 'node')}, {resources}"
 
 
 def amounts_text(amounts: dict[str, float]) -> str:

@@ -35,6 +35,7 @@ from rayd.engine.on_ray.neighbours import WorkersByName
 from rayd.engine.on_ray.watch import head_is_lost
 from rayd.engine.pool import HostingPool, WorkerPool
 from rayd.errors import ResourceError
+from rayd.shown import quantity
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class RayPool(ActorTasks, HostingPool):
                 self._health.update(ping)
             if time.monotonic() - began > limit:
                 raise ResourceError(
-                    f"{needed} worker{'s' if needed > 1 else ''} did not start within {round(limit, 1):g} s: "
+                    f"{quantity(needed, 'worker')} did not start within {round(limit, 1):g} s: "
                     f"free resources are {amounts_text(ray.available_resources())}; other jobs may "
                     "hold the rest."
                 )

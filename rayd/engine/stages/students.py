@@ -31,6 +31,7 @@ from rayd.engine.storage import planned_storage
 from rayd.errors import ArtifactError
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant, variants
+from rayd.shown import quantity
 from rayd.training.progress import milestones
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
     total = (len(compared) - own) * len(settings.networks) * settings.seeds * rates
     return StageCost(
         name=Students.name,
-        work=f"{len(missing)} students ({names}){compares}",
+        work=f"{quantity(len(missing), 'student')} ({names}){compares}",
         cached=f"{len(done)} of {total} baseline results cached",
         parts=tuple(parts),
     )

@@ -27,6 +27,7 @@ from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.work_queue import WorkQueue
 from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import weights as given
+from rayd.shown import quantity
 from rayd.synthetic import SyntheticSet
 
 if TYPE_CHECKING:
@@ -125,18 +126,21 @@ class Synthesis(Stage[str, Synthesized]):
         recipe = self.job.recipe
         method = self.job.method
         trajectories = method.trajectory_objective
-        through = [f"{recipe.network_group(group).per_step} {group}" for group in method.groups]
+        through = []
+        for group in method.groups:
+            noun = group.removesuffix("s")
+            through.append(quantity(recipe.network_group(group).per_step, noun))
         if trajectories is not None:
             chosen = trajectories.settings
-            noun = "student" if chosen.per_step == 1 else "students"
-            through.append(f"{chosen.per_step} {noun} of {chosen.steps} steps ({chosen.way})")
+            students = quantity(chosen.per_step, "student")
+            through.append(f"{students} of {chosen.steps} steps ({chosen.way})")
         networks = " and ".join(through) or "no observers"
         cut = f" in {blocks} blocks" if blocks > 1 else ""
         if blocks > 1 and method.sequential:
             cut += " one after another"
         has_real = bool(method.groups) or trajectories is None
         real = f", real side {recipe.real}" if has_real else ""
-        alongside = f", {trained:.2g} networks trained alongside" if trained else ""
+        alongside = f", {quantity(trained, 'network')} trained alongside" if trained else ""
         return (
             f"{recipe.synthesis.steps:,} steps of {networks} on {images:,} images"
             f"{cut}{real}{alongside}"
