@@ -366,14 +366,18 @@ def _state(directory: Path, content: dict[str, Any], held: bool | None, age: flo
 
 
 def _last_terms(directory: Path) -> dict[str, float]:
-    """The terms of the last logged step, if the status file has none."""
+    """The terms of the last logged step, if the status file has none.
+
+    Accuracies of students, which are logged as steps of the evaluation, are no terms.
+    """
     metrics = directory / METRICS
     if not metrics.is_file():
         return {}
     for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and "step" in entry:
+            is_step = isinstance(entry, dict) and "step" in entry
+            if is_step and entry.get("stage") != "evaluate":
                 others = ("stage", "step", "seconds")
                 terms = {name: value for name, value in entry.items() if name not in others}
                 return {name: value for name, value in terms.items() if _is_number(value)}

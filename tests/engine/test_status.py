@@ -172,7 +172,9 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 def test_terms_are_those_of_the_log_if_the_status_has_none(tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "metrics.jsonl").write_text(
-        '{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5, "odd": "x"}\n3\n{"stage"'
+        '{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5, "odd": "x"}\n'
+        '{"stage": "evaluate", "step": 9, "seconds": 2.0, "random/mlp/2/test_accuracy": 0.7}\n'
+        '3\n{"stage"'
     )
     for content in (None, '{"state": "running"}'):
         if content is not None:
