@@ -73,8 +73,8 @@ same students, best first; ± is over distillations, where there are several.
   beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
-  without the five experts that trajectory methods share, which take 16 to 26 minutes together (MTT's on
-  MNIST has them)
+  without the five experts that trajectory methods share, which take 16 to 26 minutes together (30 for
+  DATM's, which are its own)
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
   each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
