@@ -154,10 +154,16 @@ def _check(
             f"'{format}' cannot hold this set: {'; '.join(lost)}. Export to "
             "--format safetensors or npz, which hold it, or add --lossy."
         )
-    if destination.is_dir() and (other := _not_ours(destination)):
+    if not destination.is_dir():
+        return lost
+    if other := _not_ours(destination):
         raise OutputError(
             f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; "
             "remove it yourself."
+        )
+    if any(destination.iterdir()) and not is_export(destination):
+        raise OutputError(
+            f"'{destination}' is not an export, so it is not overwritten; remove it yourself."
         )
     return lost
 

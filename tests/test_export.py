@@ -151,6 +151,14 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_folder_of_photos_is_never_replaced(tmp_path):
+    (tmp_path / "cats").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "cats" / "mine.png")
+    with pytest.raises(OutputError, match="is not an export"):
+        export(distilled(), "imagefolder", tmp_path, overwrite=True)
+    assert (tmp_path / "cats" / "mine.png").exists()
+
+
 def test_what_a_link_points_to_is_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
