@@ -380,10 +380,10 @@ def test_a_plan_knows_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"synthetic": {"step_size": None}}, "learns a step size of students"),
+        ({"synthetic": {"step_size": None}}, "learns a step size for students"),
         (
             {"synthetic": {"labels": "experts"}},
-            "Labels need a step size of their own.* set 'synthesis.learning_rates.labels'",
+            "Labels need their own step size.* set 'synthesis.learning_rates.labels'",
         ),
         ({"objective": {"epochs": 7}}, r"must not exceed 'experts.epochs'. Got 6 instead"),
         (
