@@ -269,7 +269,7 @@ UNFIT_LABELS = {
     "floats": (LABELS.float(), TypeError, "class indices, a tensor of integers"),
     "truths": (LABELS > 0, TypeError, "class indices, a tensor of integers"),
     "rows": (torch.eye(CLASSES)[LABELS], TypeError, "class indices, a tensor of integers"),
-    "column": (LABELS[:, None], ValueError, r"class indices \(6,\), one an image"),
+    "column": (LABELS[:, None], ValueError, r"class indices \(6,\), one per image"),
     "too few": (LABELS[:5], ValueError, r"Got int64 \(5,\)"),
     "one": (LABELS[:1], ValueError, r"Got int64 \(1,\)"),
     "negative": (LABELS - 1, ValueError, "Got -1 to 1"),
