@@ -369,7 +369,7 @@ def test_probabilities_are_labels_of_the_cross_entropy_alone():
     torch.testing.assert_close(rayd.terms.cross_entropy(logits, rows), expected)
     with pytest.raises(ValueError, match=r"or rows of numbers \(6, 3\)"):
         rayd.terms.cross_entropy(logits, LABELS.float())
-    with pytest.raises(ValueError, match="as many images and classes"):
+    with pytest.raises(ValueError, match="logits of equal shape"):
         rayd.terms.flatness(logits, logits[:, :1])
     with pytest.raises(ValueError, match=r"on tensors use compare='logits'"):
         rayd.terms.flatness(logits, logits, compare="statistics")

@@ -388,7 +388,7 @@ def test_a_plan_knows_what_is_there(tmp_path):
         ({"objective": {"epochs": 7}}, r"must not exceed 'experts.epochs'. Got 6 instead"),
         (
             {"experts": {"network": {"name": "convnet", "norm": "batch"}}},
-            "must keep nothing but parameters",
+            "must have no state except parameters",
         ),
         ({"experts": {"average": 0.9}}, "no moving average"),
         ({"synthesis": {"precision": "bfloat16"}}, "needs 'synthesis.precision: float32'"),
