@@ -371,7 +371,7 @@ def test_probabilities_are_labels_of_the_cross_entropy_alone():
         rayd.terms.cross_entropy(logits, LABELS.float())
     with pytest.raises(ValueError, match="logits of equal shape"):
         rayd.terms.flatness(logits, logits[:, :1])
-    with pytest.raises(ValueError, match=r"on tensors use compare='logits'"):
+    with pytest.raises(ValueError, match=r"tensors use compare='logits'"):
         rayd.terms.flatness(logits, logits, compare="statistics")
 
 

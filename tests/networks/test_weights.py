@@ -447,8 +447,8 @@ def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(
     with pytest.raises(ConfigError) as error:
         shufflenet(["tabby", name], head=True)
     assert str(error.value) == (
-        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used unchanged, so every class must be one of the 1000 that "
-        f"they know. Got '{name}' instead."
+        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used unchanged, so every class must be one of the 1000 of "
+        f"their classifier. Got '{name}' instead."
     )
 
 
