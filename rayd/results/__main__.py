@@ -42,11 +42,11 @@ SCORES = (
     "LRS",
 )
 EXPLAINED = """\
-The same sets beside random images under the same labels, random images of as many bytes (*equal
-storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth) of
-DD-Ranking. A row without a recipe is the set above under hard labels; where a recipe has two rows,
-the second is another series of distillations, each with a pool of its own and with all comparisons.
-Where the whole set was learned by one student in fewer epochs, the command is among the results of
+The same sets compared with random images under the same labels, random images of as many bytes
+(*equal storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth)
+of DD-Ranking. A row without a recipe is the set above under hard labels; if a recipe has two rows,
+the second is another series of distillations, each with its own pool and with all comparisons. If a
+student was trained on the whole set for fewer epochs, the command is among the results of
 `rayd recipes NAME` (`evaluation.whole_epochs`)."""
 EQUAL = ("equal", "combined")
 """Families of the recipes that compare all methods, and combinations of them, at one budget."""
@@ -65,23 +65,23 @@ EQUAL_EXPLAINED = """\
 ## Methods on equal terms
 
 Every method with the same networks (ConvNets of width 32), a minute of synthesis on one core and the
-same students, best first; ± is over distillations, where there are several.
+same students, best first; ± is over distillations, if there are several.
 
-- *own labels*: accuracy with the learned or teachers' labels of the set, where it has any; *random*
-  beside it is that of random images with the same teachers, and with hard labels beside learned ones
-- *hard labels*: accuracy of the same students for all, by DSA's protocol with 300 epochs; *random*
-  beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
-  *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
+- *own labels*: accuracy with the learned or teachers' labels of the set, if it has any; *random* next
+  to it is that of random images with the same teachers, or with hard labels if labels are learned
+- *hard labels*: accuracy of students common to all methods, by DSA's protocol with 300 epochs;
+  *random* next to it is that of random images, *IOR* the difference, *HLR* the gap to the whole set,
+  and *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
-  without the five experts that trajectory methods share, which take 16 to 26 minutes together (MTT's on
-  MNIST has them)
+  without the five experts that trajectory methods share, which take 16 to 26 minutes in total (those of
+  MTT on MNIST are included)
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
-  each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
+  each contain four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
 
-The papers spend far more than a minute: the tables compare what methods achieve in that time, not
-what they reach in the end."""
+The papers use far more than a minute: the tables compare what methods achieve in that time, not their
+final accuracy."""
 
 
 def table() -> str:
