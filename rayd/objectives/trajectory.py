@@ -27,10 +27,10 @@ three ways:
                 d loss / d X_i = -alpha (d g_i / d X_i)^T lambda_{i+1}, and likewise for labels
                 d loss / d alpha = -sum_i <g_i, lambda_{i+1}>
 
-            As g_i is rebuilt with its graph, all three take one backward pass through that
-graph. `truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset
-Distillation to ImageNet-1K with Constant Memory", ICML 2023). With G = sum_i g_i and D = || theta_0
-- theta* ||^2,
+            As g_i is rebuilt with its graph, all three take one backward pass through that graph.
+`truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset
+            Distillation to ImageNet-1K with Constant Memory", ICML 2023). With G = sum_i g_i and
+            D = || theta_0 - theta* ||^2,
 
                 d loss / d X_i = (2 / D) (alpha (theta* - theta_0) + alpha^2 G)^T d g_i / d X_i
 
