@@ -89,7 +89,7 @@ def main() -> None:
     data = load(recipe(options.data).data, options.data_root)
     torch.set_num_threads(1)
     print(
-        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless said, {ROUNDS} rounds"
+        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless stated, {ROUNDS} rounds"
     )
 
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):

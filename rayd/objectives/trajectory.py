@@ -10,7 +10,7 @@ epoch t, a student takes N steps of gradient descent:
     loss = || theta_N - theta*_{t+M} ||^2 / || theta*_t - theta*_{t+M} ||^2
 
     theta*  parameters of an expert, one vector (P,)      X_i, Y_i  the images (B, C, H, W) of step i and their labels
-    f       the network, logits (B, classes)              A_i       augmentation, drawn anew for every step (DSA)
+    f       the network, logits (B, classes)              A_i       augmentation, redrawn in every step (DSA)
     alpha   step size of the student, learned             M         epochs of the expert that the N steps stand for
 
 The loss is 1 if the student has not come closer to its target, 0 if it has reached it. Its gradient
