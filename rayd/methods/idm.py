@@ -8,7 +8,7 @@ Condensation", CVPR 2023.
                                 + lambda p_theta sum_c mean_{s in E(S)_c} CE(phi_theta(A(s)), c) ]
 
     T_c    real images of class c, 256 of them in a step           psi_theta, phi_theta  features before the classifier, logits
-    E(S)   each synthetic image expanded to four of full size      theta  a network of a queue that is trained alongside the synthesis
+    E(S)   each synthetic image expanded to four of full size      theta  a network of a queue trained alongside the synthesis
     A      one differentiable augmentation for both sides (DSA)    p_theta  its accuracy on real images, a fraction
 
 Partition and expansion are in `rayd.synthetic.partitioned`, the queue in

@@ -26,7 +26,7 @@ from rayd.config.choices import Split
 
 
 def amplitude_weights(counts: Tensor, head_weight: float, split: Split) -> Tensor:
-    """Weights of the amplitudes (C,), in [0, 1], from the numbers of real images of the classes (C,).
+    """Weights of the amplitudes (C,), in [0, 1], from the classes' numbers of real images (C,).
 
     Classes without images do not take part in finding the split; they count as tail.
 
