@@ -1,12 +1,13 @@
-r"""Run an application and write its accuracies, with all that reproduces them, into the results.
+r"""Run an application and add its accuracies to the results, with everything to reproduce them.
 
     python -m benchmarks.applications continual-cifar10 --title "Class-incremental learning of CIFAR-10" \
         -- apply continual dm-cifar10-ipc5-continual --memory random --out uses/continual-cifar10
     python -m benchmarks.applications slimming-digits --title "Slimming of a small VGG with digits" \\
         --before "rayd distill digits ipc=5 --out runs/digits" -- apply slimming runs/digits
 
-The command is run by this interpreter; its numbers come from the JSON file in its `--out`, and go to
-`rayd/results/applications/NAME.yaml`. `python -m rayd.results` brings the page of results up to date.
+The command is run by this interpreter; its accuracies are read from the JSON file in its `--out`
+and written to `rayd/results/applications/NAME.yaml`. `python -m rayd.results` updates the page of
+results.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from rayd.config import validate
 from rayd.results.applications import FOLDER, ApplicationResult
 
 DIGITS = 4
-"""Decimals of accuracies that are kept."""
+"""Number of decimals of accuracies."""
 
 
 def accuracies(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns, rows and repetitions of what a command wrote.
+    """Columns, rows and repetitions of a command's results.
 
     Args:
-        content: of `continual.json` or `slimming.json`.
+        content: content of `continual.json` or `slimming.json`.
     """
     if "curves" in content:
         curves = content["curves"]
@@ -66,10 +67,10 @@ def result(
     """The entry of an application in the results.
 
     Args:
-        content: of the JSON file of the command.
-        title: what was done, with which data.
-        commands: that reproduce it, in order.
-        cpu_seconds: of the last one.
+        content: content of the command's JSON file.
+        title: description of the application and its data.
+        commands: commands that reproduce it, in order.
+        cpu_seconds: processor time of the last command.
     """
     entry = {
         "title": title,

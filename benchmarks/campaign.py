@@ -1,21 +1,22 @@
-"""Measure recipes, cheapest first, and write their results with all that reproduces them.
+"""Measure recipes, cheapest first, and write their results with everything to reproduce them.
 
     python -m benchmarks.campaign runs/campaign '*-digits' --hours 2
     python -m benchmarks.campaign runs/campaign 'dm-cifar10-*' --hours 8 --write
     python -m benchmarks.campaign runs/campaign 'edc-*' --list
 
-Every recipe that a pattern names, whose data are at hand and which has no result yet (`--again`:
-or has), is asked what it is going to take (`rayd plan`); those that fit into the hours given are
-run in the order of that figure, so that an hour brings as many results as it can. Each is distilled
-once a seed, of the images and of the observers. The folder keeps runs, caches and figures:
-the same command, given again, goes on where the last one stopped, also in the midst of a run.
+The time of every recipe that matches a pattern, has data on this machine and no result yet (with
+`--again`, also of those with results) is estimated with `rayd plan`. Recipes that fit into the
+given hours are run in the order of their estimate, to obtain as many results per hour as possible.
+Each is distilled once per seed, which is that of the images and of the observers. The folder
+contains runs, caches and measurements: the same command continues where the last one stopped, even
+within a run.
 
-With `--evaluate SETTINGS`, every finished set is judged once more by students under those settings
-(`--evaluate "labels=hard evaluation.protocol=dsa"`: the same students for all methods); that is a
-second entry of the recipe.
+With `--evaluate SETTINGS`, every finished set is evaluated again with these settings (`--evaluate
+"labels=hard evaluation.protocol=dsa"`: the same students for all methods), which makes a second
+entry of the recipe.
 
-With `--write`, results go to `rayd/results/`, an entry a recipe: accuracies and scores as the
-runs' evaluations say them, commit, command, seeds, hardware, date, seconds and peak memory.
+With `--write`, results go to `rayd/results/`, one entry per recipe: accuracies and scores from the
+runs' evaluations, commit, command, seeds, hardware, date, seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ class Campaign:
     """The runs of one folder.
 
     Args:
-        folder: keeps runs, caches and figures.
-        seeds: how many distillations a recipe gets.
-        settings: laid over every recipe.
-        students: settings under which every finished set is judged once more; none: it is not.
+        folder: folder of runs, caches and measurements.
+        seeds: number of distillations per recipe.
+        settings: overrides for every recipe.
+        students: settings with which every finished set is evaluated again; empty for none.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Campaign:
         os.environ.setdefault("RAYD_CACHE", str(folder / "cache"))
 
     def planned_seconds(self, name: str) -> float | str:
-        """Seconds that the first distillation is going to take, or why it cannot be run."""
+        """Estimated seconds of the first distillation, or the reason why it cannot be run."""
         path = self.folder / "planned.json"
         known: dict[str, float | str] = json.loads(path.read_text()) if path.exists() else {}
         key = " ".join((name, *self.settings))
@@ -93,19 +94,19 @@ class Campaign:
             return str(error)
 
     def runs(self, name: str, students: Sequence[str] = ()) -> list[Mapping[str, Any]]:
-        """The finished runs of a recipe, in the order of their seeds, as `students` judge them."""
+        """The finished runs of a recipe in the order of their seeds, as evaluated by `students`."""
         paths = [self._figures(name, seed, students) for seed in range(self.seeds)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def complete(self, name: str, deadline: float) -> bool:
-        """Run what is missing of a recipe.
+        """Run the missing distillations of a recipe.
 
         Args:
             name: a built-in recipe.
-            deadline: when no further run may begin, in seconds of the clock.
+            deadline: time after which no run is started, in seconds since the epoch.
 
         Returns:
-            Whether all seeds are there.
+            Whether all seeds are finished.
         """
         for seed in range(self.seeds):
             if self._figures(name, seed).exists():
@@ -115,7 +116,7 @@ class Campaign:
         return all(self._judged(name, seed) for seed in range(self.seeds))
 
     def command(self, name: str, seed: int | str) -> list[str]:
-        """The command that distils a recipe with a seed, of the networks that it measures with, too."""
+        """The command that distils a recipe with a seed, which is also that of its networks."""
         seeds = ["seed", "observers.seed"]
         if self._follows_experts(name):
             seeds.append("experts.seed")
@@ -126,7 +127,7 @@ class Campaign:
         return methods.get(recipe.method).needs_experts
 
     def _trained_experts(self, name: str, seed: int) -> bool:
-        """Whether a finished run trained experts, which others then found in the store."""
+        """Whether a finished run trained experts, which later runs then found in the store."""
         lines = (self._out(name, seed) / "metrics.jsonl").read_text().splitlines()
         return any(json.loads(line)["stage"] == "experts" for line in lines)
 
@@ -145,23 +146,23 @@ class Campaign:
         return True
 
     def judges_again(self, name: str) -> bool:
-        """Whether `students` differ from those that the recipe has itself."""
+        """Whether `students` differ from the recipe's own."""
         if not self.students:
             return False
         own = recipes.resolve(name, parse_overrides(self.settings))
         other = recipes.resolve(name, parse_overrides([*self.settings, *self.students]))
-        # without a learned step size it makes no difference who uses one
+        # without a learned step size, its use makes no difference
         ignored = {"protocol"} if own.synthetic.step_size else {"protocol", "learned_step_size"}
         settings = [recipe.evaluation.model_dump(exclude=ignored) for recipe in (own, other)]
         return settings[0] != settings[1] or own.labels != other.labels
 
     def _judged(self, name: str, seed: int) -> bool:
-        """Whether the set of a finished run is judged under `students`, now or before."""
+        """Evaluate the set of a finished run with `students` if necessary; False if that failed."""
         path = self._figures(name, seed, self.students)
         if path.exists() or not self.judges_again(name):
             return True
         out = self._out(name, seed)
-        # the set alone, so that the run's own evaluation stays as it is
+        # only the set, so that the run's own evaluation is not changed
         command = ["rayd", "evaluate", str(out / "distilled"), *self.students]
         printed = path.with_suffix(".out")
         spent = _timed([*command, "--json", "--quiet"], out.with_suffix(".log"), printed)
@@ -178,11 +179,11 @@ class Campaign:
         return self._out(name, seed).with_name(f"{seed}{ending}.json")
 
     def result(self, name: str, students: Sequence[str] = ()) -> dict[str, Any]:
-        """The entry of a recipe in `rayd/results/`, of all its finished runs.
+        """The entry of a recipe in `rayd/results/`, from all its finished runs.
 
         Args:
             name: a built-in recipe.
-            students: settings under which its sets were judged once more; none: the recipe's own.
+            students: settings with which its sets were evaluated again; empty for the recipe's own.
         """
         runs = self.runs(name, students)
         evaluations = [run["evaluation"] for run in runs]
@@ -226,7 +227,7 @@ class Campaign:
             "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
             "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
         }
-        # the processes that were stopped are not in the figure of the last one
+        # the measurement of the last process does not include interrupted ones
         resumed = [run.get("resumed", False) for run in runs]
         if any(resumed):
             cost["cpu_seconds"] = None
@@ -272,12 +273,12 @@ def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> di
     """Run a command of rayd.
 
     Args:
-        command: it, `rayd` first.
-        log: what it prints is added there.
-        printed: its standard output goes there instead.
+        command: the command, starting with `rayd`.
+        log: file to which its output is appended.
+        printed: file for its standard output, if not the log.
 
     Returns:
-        What it took, with date and commit; None if it failed, which is said.
+        Its time and memory, with date and commit; None, with a message, if it failed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
@@ -301,7 +302,7 @@ def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> di
 def _rows(evaluation: Mapping[str, Any]) -> dict[tuple[str, str | None], float]:
     """Accuracies of augmented students of the first network, by set and by labels.
 
-    Labels are None where they are those of the protocol.
+    Labels are None if they are those of the protocol.
     """
     first = evaluation["results"][0]
     found: dict[tuple[str, str | None], float] = {}
@@ -312,7 +313,7 @@ def _rows(evaluation: Mapping[str, Any]) -> dict[tuple[str, str | None], float]:
             continue
         mean = row["test_accuracy"]["mean"]
         own = row["labels"] == first["labels"] or row["set"] == "equal-storage"
-        # real images beside learned labels have hard ones, which are both
+        # with learned labels, real images have hard ones, which count as both
         if first["labels"] == "learned" and row["set"] != "distilled":
             own = True
             found.setdefault((row["set"], row["labels"]), mean)
@@ -353,19 +354,19 @@ def _upto(count: int) -> str:
 
 
 def _plain(setting: str) -> str:
-    """A setting as part of a file's name."""
+    """Convert a setting to a part of a file name."""
     return re.sub(r"[^\w.=-]+", "_", setting)
 
 
 def commit() -> str:
-    """The revision of this repository, short."""
+    """Abbreviated revision of this repository."""
     top = Path(__file__).parent
     command = ["git", "-C", str(top), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> str:
-    """The machine in words: a GPU by its name, or one thread of a processor."""
+    """Description of the machine: a GPU by its name, or one thread of a processor."""
     import torch
 
     if torch.cuda.is_available():
@@ -379,7 +380,7 @@ def hardware() -> str:
 
 
 def entry_text(name: str, *entries: Mapping[str, Any]) -> str:
-    """The entries of a recipe as they stand in a file of results."""
+    """The entries of a recipe in a file of results."""
     text = yaml.safe_dump(
         list(entries), width=WIDTH, allow_unicode=True, sort_keys=False, default_flow_style=False
     )
@@ -387,16 +388,16 @@ def entry_text(name: str, *entries: Mapping[str, Any]) -> str:
 
 
 def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) -> Path:
-    """Put an entry into the results, in place of the one with the same settings.
+    """Write an entry into the results, replacing the one with the same settings.
 
-    Those are of the distillation and, for sets that were judged once more, of the students. Remarks
-    of the old entry are kept behind the new accuracies.
+    These are the settings of the distillation and, for sets that were evaluated again, of the
+    students. Remarks of the old entry are kept, after the new accuracies.
     """
     before = list(results.entries().get(name, []))
     alike = [one for one in before if _settings(one["command"]) == _settings(entry["command"])]
     place = before.index(alike[0]) if alike else len(before)
     if alike and alike[0].get("note"):
-        # without the accuracies of the entry before
+        # without the accuracies of the previous entry
         kept = re.sub(r"^[\d. ]+(; )?", "", alike[0]["note"])
         entry = {**entry, "note": "; ".join(filter(None, (entry["note"], kept)))}
     before[place : place + 1] = [dict(entry)]
@@ -423,7 +424,7 @@ def _settings(command: str) -> tuple[list[str], list[str]]:
 
 
 def candidates(patterns: Sequence[str], again: bool) -> Iterator[str]:
-    """Names of built-in recipes that a pattern names and that have no result."""
+    """Names of built-in recipes that match a pattern and have no result."""
     for headline in recipes.headlines():
         wanted = any(fnmatch.fnmatch(headline.name, pattern) for pattern in patterns)
         if wanted and (again or not results.of(headline.name)):
@@ -431,17 +432,19 @@ def candidates(patterns: Sequence[str], again: bool) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run what fits in the hours given."""
+    """Run the recipes that fit into the given hours."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("patterns", nargs="+", help="of recipes' names, or KEY=VALUE settings")
+    parser.add_argument(
+        "patterns", nargs="+", help="patterns of recipes' names, or KEY=VALUE settings"
+    )
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--evaluate", default="", help="settings of students that judge once more")
-    parser.add_argument("--again", action="store_true", help="also what has a result")
-    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    parser.add_argument("--evaluate", default="", help="settings for another evaluation")
+    parser.add_argument("--again", action="store_true", help="also recipes with a result")
+    parser.add_argument("--list", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="into rayd/results/")
     options = parser.parse_intermixed_args()
     settings = [given for given in options.patterns if "=" in given]

@@ -4,10 +4,10 @@ solving by LU.
     python -m benchmarks.cfm [--data cifar10] [--network resnet18] [--rounds 5]
 
 Both references run in the same engine, with the same observer, images, views and optimizer. The
-first matches means and variances of what batch normalisations read (SRe2L). The second is spectral
-matching as one would write it first, and as the released code has it: layer by layer, both sides
-through `torch.linalg.solve` in every step, with autograd behind the synthetic one; its statistics
-and its measured real side are those of CFM.
+first matches means and variances of the inputs of batch normalisations (SRe2L). The second is a
+straightforward implementation of spectral matching, as in the released code: layer by layer, with
+`torch.linalg.solve` for both sides in every step, and autograd for the synthetic one; its
+statistics and its measured real side are those of CFM.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ from rayd.objectives import (
     RealStatistics,
     SpectralFilterDistance,
     SpectralFilterMatching,
+    StatisticSpec,
     Term,
 )
 from rayd.recipes import assemble
-from rayd.statistics import Covariance, LabelCorrelation
+from rayd.statistics import Covariance, LabelCorrelation, Statistic
 
 STEPS = 2
 
 
 class SolvedByLU(SpectralFilterDistance):
-    """The same value, both sides solved anew."""
+    """The same value, solving for both sides in every call."""
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Distances of inverses and of what they make of the signals."""
+        """Distances of inverses and of their products with the signals."""
         beta = cast(Any, self.filters(context).matrix).beta
         assert self._signals is not None
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
@@ -74,7 +75,7 @@ class SolvedByLU(SpectralFilterDistance):
 
 
 class MatchedByLU(CurriculumFilterMatching):
-    """CFM's term with nothing kept from step to step."""
+    """CFM's term without caching between steps."""
 
     name = "spectral_filter"
 
@@ -85,7 +86,7 @@ class MatchedByLU(CurriculumFilterMatching):
 
 
 class MatchingByLU(CurriculumFrequencyMatching):
-    """CFM's objective with nothing kept from step to step."""
+    """CFM's objective without caching between steps."""
 
     name = "cfm-by-lu"
 
@@ -96,7 +97,7 @@ class MatchingByLU(CurriculumFrequencyMatching):
 
 
 def recipe(method: str, data: str, network: str) -> Recipe:
-    """One block of an image of each class; everything but the objective is equal."""
+    """One block of an image of each class; only the objective differs."""
     base = {
         "method": method,
         "data": {"name": data},
@@ -112,7 +113,7 @@ def recipe(method: str, data: str, network: str) -> Recipe:
 
 
 class Matching:
-    """The spectral term alone, forward and backward, on what an observer saw once."""
+    """The spectral term alone, forward and backward, on a fixed output of an observer."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
         method = methods.build(chosen)
@@ -123,39 +124,33 @@ class Matching:
         states = Observer(network, method, facts, torch.device("cpu"), "float32").measure(
             data.train.images, data.train.labels, batch_size=50
         )
-        self._real = {
-            need: tuple(
-                need.kind.statistic.from_state(state).to(dtype=torch.float32)
-                for state in states[need.key]
-            )
-            for need in method.specs()
-        }
+        self._real: dict[StatisticSpec, tuple[Statistic, ...]] = {}
+        for spec in method.specs():
+            measured = (spec.kind.statistic.from_state(state) for state in states[spec.key])
+            self._real[spec] = tuple(one.to(dtype=torch.float32) for one in measured)
         self._labels = torch.arange(data.classes)
         images = facts.normalization(torch.from_numpy(data.train.images[: data.classes]))
         seen = FeatureExtractor(network, method.layer_roles(), data.shape)(images)
-        layers = {
-            tap: tuple(one.detach().requires_grad_() for one in layers)
-            for tap, layers in seen.layers.items()
-        }
+        layers = {}
+        self._features: list[Tensor] = []
+        for role, tensors in seen.layers.items():
+            layers[role] = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+            self._features += layers[role]
         self._seen = Observation(seen.logits.detach(), layers, seen.images)
         (self._term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
 
     def value(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""
         value = self._term(self._real, self._seen, self._labels, Context())
-        return value.detach(), torch.autograd.grad(
-            value, [one for layers in self._seen.layers.values() for one in layers]
-        )
+        return value.detach(), torch.autograd.grad(value, self._features)
 
     def rate(self, times: int) -> float:
-        """Values and gradients a second."""
+        """Values with gradients per second."""
         return rate(lambda: [self.value() for _ in range(times)], times)
 
 
 def fewer(data: ImageData) -> ImageData:
-    """Five hundred of the training images: what real statistics are of does not matter to the speed
-    of a step.
-    """
+    """Five hundred of the training images, as real statistics do not affect the speed of a step."""
     return replace(
         data, train=data.train.part(np.arange(0, len(data.train), len(data.train) // 500))
     )

@@ -1,10 +1,10 @@
-"""How much of what papers print the recipes hold, and whether any of their numbers differs.
+"""Coverage of published results by the recipes, and numbers that differ from the papers.
 
     python -m benchmarks.coverage papers.yaml                   # or a CSV file, as tests/recipes/papers.csv
 
-The file has a row for each printed result: table, method, data, ipc, eval_network, value, std and
-metric (in YAML, `paper` stands beside `table`). They are compared with `rayd recipes --json`. Exits
-with 1 if a result of a method that rayd has is missing, or if a recipe has one that is not printed.
+The file has a row for each published result: table, method, data, ipc, eval_network, value, std and
+metric (in YAML also `paper`). Rows are compared with `rayd recipes --json`. The exit code is 1 if a
+result of a method of rayd is missing, or if a recipe has a result that is not in the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 PAPERS = {"000": "UniDD", "001": "EDC", "002": "CSDM", "003": "LS-MTT", "004": "IID"}
-"""Papers as `rayd.results.papers` calls them, by their number in the YAML file."""
+"""Papers by their number in the YAML file, with their names in `rayd.results.papers`."""
 OWN = {
     "UniDD": {"cfm", "unidd"},
     "EDC": {"edc"},
@@ -53,11 +53,11 @@ METRICS = {
     "lower end of the best alpha_head": "lower end of the best head_amplitude_weight",
     "upper end of the best alpha_head": "upper end of the best head_amplitude_weight",
 }
-"""Metrics that recipes call otherwise."""
+"""Metrics whose name in recipes differs."""
 NO_CELL = {"random", "whole", "herding", "k-center", "forgetting"}
-"""What rows compare methods with: selections of real images, and all of them."""
+"""Baselines without a method: selections of real images, and all of them."""
 STAND_FOR = {"edc-config-a": "gvbsm"}
-"""Recipes whose numbers a paper prints for another method: the ladder of EDC begins with G-VBSM."""
+"""Recipes whose numbers are published under another method: EDC's ablation starts with G-VBSM."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Row:
     table: str
     """Paper and table."""
     method: str
-    """Method, under its name in rayd if it is there."""
+    """Method, by its name in rayd if it has one."""
     data: str | None
     """Data; None for several."""
     ipc: int | None
-    """Images per class; None where they are not said."""
+    """Images per class; None if not stated."""
     network: str | None
-    """Network that was tested; None where it is not said."""
+    """Tested network; None if not stated."""
     metric: str
-    """Metric, as recipes call it."""
+    """Metric, by its name in recipes."""
     value: float
     """Value, a fraction if it is an accuracy."""
     std: float | None
@@ -93,27 +93,27 @@ class Row:
 
     @property
     def number(self) -> tuple[Any, ...]:
-        """What a recipe must state, besides its own data and budget."""
+        """Part of the result that a recipe must state, besides its own data and budget."""
         return self.table, self.method, self.network, self.metric, self.value, self.std
 
     @property
     def cell(self) -> tuple[Any, ...]:
-        """Cell of a table of the paper, whatever it prints of it."""
+        """Cell of a table of the paper, independent of the metric."""
         return self.paper, self.method, self.data, self.ipc, self.network
 
 
 @dataclass
 class Coverage:
-    """Rows that recipes hold, and results of recipes that are in no row."""
+    """Rows that recipes contain, and results of recipes that are in no row."""
 
     rows: Sequence[Row]
     held: set[int] = field(default_factory=set)
-    """Indices of the rows that a recipe holds."""
+    """Indices of the rows that a recipe contains."""
     strange: list[str] = field(default_factory=list)
-    """Results of recipes that no row has."""
+    """Results of recipes without a row."""
 
     def missing(self, known: Iterable[str]) -> list[Row]:
-        """Rows of methods that rayd has, which no recipe holds."""
+        """Rows of methods of rayd that no recipe contains."""
         known = set(known)
         return [
             row
@@ -153,7 +153,7 @@ def _row(given: Mapping[str, Any]) -> Row:
 
 
 def data_of(recipe: Mapping[str, Any]) -> str:
-    """Data of a recipe, as tables call them: with the long tail, and ImageNet's subset by name."""
+    """Name of a recipe's data in tables: with the long tail, and ImageNet's subset by name."""
     if "-imagenet-10-" in recipe["name"]:
         return "imagenet-10"
     return f"{recipe['data']}-lt" if "-lt" in recipe["name"] else str(recipe["data"])
@@ -173,7 +173,7 @@ def compare(rows: Sequence[Row], recipes: Iterable[Mapping[str, Any]]) -> Covera
 
     for recipe in recipes:
         method = STAND_FOR.get(recipe["name"], recipe["method"])
-        # two equal numbers of a table need two results
+        # two equal numbers in a table need two results
         used: set[int] = set()
         for result in recipe["paper"]:
             number = (
@@ -191,7 +191,7 @@ def compare(rows: Sequence[Row], recipes: Iterable[Mapping[str, Any]]) -> Covera
                 and rows[index].data in (None, data_of(recipe))
                 and rows[index].ipc in (None, recipe["ipc"])
             ]
-            # what another recipe holds already comes last
+            # rows that another recipe already contains come last
             best = min(fitting, key=lambda index: index in found.held, default=None)
             if best is None:
                 network = result["network"] or "a network"
@@ -208,7 +208,7 @@ def report(found: Coverage, known: set[str]) -> str:
 
     Args:
         found: the comparison.
-        known: methods that rayd has.
+        known: methods of rayd.
     """
     lines = [
         f"{len(found.rows)} printed results; cells are data, IPC and network of an accuracy",
@@ -227,13 +227,13 @@ def report(found: Coverage, known: set[str]) -> str:
                     cells[found.rows[index].cell].add(index in found.held)
             whole = sum(held == {True} for held in cells.values())
             held = sum(index in found.held for index in indices)
-            lines.append(
-                f"  {f'{method} ({paper})':<24} {f'{whole}/{len(cells)}':>9}  "
-                f"{f'{held}/{len(indices)}':>9}"
-            )
-        indices = [index for all_ in counted.values() for index in all_]
-        held = sum(index in found.held for index in indices)
-        lines += [f"  {'all':<24} {'':>9}  {f'{held}/{len(indices)}':>9}", ""]
+            name = f"{method} ({paper})"
+            of_cells = f"{whole}/{len(cells)}"
+            of_results = f"{held}/{len(indices)}"
+            lines.append(f"  {name:<24} {of_cells:>9}  {of_results:>9}")
+        in_all = sum(len(indices) for indices in counted.values())
+        held = sum(len(found.held.intersection(indices)) for indices in counted.values())
+        lines += [f"  {'all':<24} {'':>9}  {f'{held}/{in_all}':>9}", ""]
 
     lacking = Counter(row.method for row in found.rows if row.method not in known | NO_CELL)
     named = ", ".join(f"{method} {count}" for method, count in sorted(lacking.items()))

@@ -1,9 +1,10 @@
 """Speed and memory of characteristic functions: `python -m benchmarks.csdm [--data cifar10]
 [--rounds 5]`.
 
-As in `timing.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
-greatest of the rounds; nothing is asserted. Everything runs in one thread of this process, so that
-it may be timed by the processor's clock (`--clock cpu`), which a busy machine disturbs less.
+As in `timing.py`, results are ratios of two implementations of the same work, timed alternately,
+with minimum and maximum over the rounds; nothing is asserted. Everything runs in one thread of this
+process, so that it can be timed by processor time (`--clock cpu`), which depends less on the load
+of the machine.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ CLASSES = 10
 
 
 def recipe(data: str, **settings: object) -> Recipe:
-    """The recipes' shape on CIFAR-10: ConvNet of depth 3 and width 128, 1,024 frequencies; 1,024
-    real images a class.
+    """The recipes' configuration on CIFAR-10: ConvNet of depth 3 and width 128, 1,024 frequencies;
+    1,024 real images per class.
     """
     base = {
         "method": "csdm",
@@ -52,7 +53,7 @@ def recipe(data: str, **settings: object) -> Recipe:
 
 def term(images: int, number: int) -> Callable[[], Tensor]:
     """The distance of images from measured functions at a number of frequencies, and its gradient
-    by their features.
+    with respect to their features.
     """
     features = torch.randn(images, 1, FEATURES, requires_grad=True)
     frequencies = torch.randn(number, FEATURES) / FEATURES**0.5
@@ -74,9 +75,7 @@ def term(images: int, number: int) -> Callable[[], Tensor]:
 
 
 def peak(images: int, number: int, found: multiprocessing.SimpleQueue[float]) -> None:
-    """Most memory of a process that does nothing else, beyond what it has after its imports, in
-    GB.
-    """
+    """Peak memory of a separate process in GB, excluding its memory after imports."""
     torch.set_num_threads(1)
     before = kilobytes("VmRSS")
     term(images, number)()
@@ -84,7 +83,7 @@ def peak(images: int, number: int, found: multiprocessing.SimpleQueue[float]) ->
 
 
 def in_a_process(work: Callable[..., None], *arguments: Any) -> float:
-    """What `work(*arguments, found)` puts into `found`, in a new process that does nothing else."""
+    """Value that `work(*arguments, found)` puts into `found`, in a separate process."""
     spawned = multiprocessing.get_context("spawn")
     found = spawned.SimpleQueue()
     process = spawned.Process(target=work, args=(*arguments, found))
@@ -96,9 +95,7 @@ def in_a_process(work: Callable[..., None], *arguments: Any) -> float:
 
 
 def kilobytes(name: str) -> int:
-    """A line of this process's status; `getrusage` would count the most that the parent held,
-    too.
-    """
+    """A line of this process's status; `getrusage` would include the peak of the parent."""
     (line,) = (
         line
         for line in Path("/proc/self/status").read_text().splitlines()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.decoupled [--data cifar10] [--rounds 5]
 
-The plain loop below is what one would write first: hooks on every layer, observers one after
-another in one process with all cores, classes in a Python loop. Everything else is equal: the same
-trained-or-not networks, images, transforms and optimizer.
+The plain loop below is a straightforward implementation: hooks on every layer, observers one after
+another in one process with all cores, classes in a Python loop. Everything else is equal: networks,
+images, transforms and optimizer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NETWORKS = [
 
 
 def recipe(data: str, **settings: object) -> Recipe:
-    """EDC through four networks in every step."""
+    """EDC with four networks in every step."""
     base = {
         "method": "edc",
         "data": {"name": data},
@@ -52,7 +52,7 @@ def recipe(data: str, **settings: object) -> Recipe:
 
 
 def initial_weights(chosen: Recipe, data: ImageData) -> dict[NetworkId, dict[str, Tensor]]:
-    """Weights of the observers, which need not be trained for their speed."""
+    """Initial weights of the observers, as training does not affect their speed."""
     observers = network_ids(chosen)
     weights = {}
     for place, network_id in enumerate(observers):
@@ -61,7 +61,7 @@ def initial_weights(chosen: Recipe, data: ImageData) -> dict[NetworkId, dict[str
 
 
 def built(chosen: Recipe, data: ImageData, place: int) -> nn.Module:
-    """A member's network with its initial weights."""
+    """A network with its initial weights."""
     network_id = network_ids(chosen)[place]
     return networks.build(
         network_id.architecture, data.shape, data.classes, seed=network_id.seed(chosen)
@@ -69,7 +69,7 @@ def built(chosen: Recipe, data: ImageData, place: int) -> nn.Module:
 
 
 def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
-    """EDC's step written out by hand, with hooks, and zeros as real statistics."""
+    """EDC's step implemented by hand, with hooks, and zeros as real statistics."""
     settings = chosen.terms["moments"].model_dump()
     pool = [built(chosen, data, place).eval() for place in range(len(network_ids(chosen)))]
     images, labels = initial(chosen, data).batch()
@@ -149,7 +149,7 @@ def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
 
 
 def with_classes(data: ImageData, classes: int) -> ImageData:
-    """The same images under made-up labels."""
+    """The same images with artificial labels."""
 
     def relabelled(images: ImageSet) -> ImageSet:
         labels = np.arange(len(images), dtype=np.int64) % classes

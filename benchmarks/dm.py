@@ -1,8 +1,9 @@
-"""Speed of the main job, as ratios measured in one run: `python -m benchmarks.dm [--data cifar10]`.
+"""Speed of distribution matching, as ratios measured in one run: `python -m benchmarks.dm [--data
+cifar10]`.
 
-Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows
-both; the median of the rounds' ratios is printed with the least and the greatest. Nothing is
-asserted: a shared machine is no place for a timed test.
+Each ratio compares two implementations of the same work, timed alternately so that the load of the
+machine affects both; the median of the rounds' ratios is printed with minimum and maximum. Nothing
+is asserted, as timed tests are unreliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rayd.synthetic import initial
 
 
 def recipe(data: str, **settings: object) -> Recipe:
-    """The CIFAR-10 recipe's shape: ConvNet of depth 3 and width 128."""
+    """The CIFAR-10 recipe's configuration: ConvNet of depth 3 and width 128."""
     base = {
         "method": "dm",
         "data": {"name": data},
@@ -42,7 +43,7 @@ def recipe(data: str, **settings: object) -> Recipe:
 
 
 def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
-    """The measured step written out by hand, with the real means as constants."""
+    """The measured step implemented by hand, with the real means as constants."""
     kind = dtype(recipe_.synthesis.precision)
     pool = []
     for network_id in range(recipe_.observers.pool):
@@ -88,7 +89,7 @@ def main() -> None:
     data = load(recipe(options.data).data, options.data_root)
     torch.set_num_threads(1)
     print(
-        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless said, {ROUNDS} rounds"
+        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless stated, {ROUNDS} rounds"
     )
 
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):

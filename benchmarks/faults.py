@@ -1,11 +1,10 @@
-"""What faults cost: `python -m benchmarks.faults nodes|kills [--seed 0] [--kills 20] [--scale 1]`.
+"""Cost of faults: `python -m benchmarks.faults nodes|kills [--seed 0] [--kills 20] [--scale 1]`.
 
 EDC on digits, on workers of one thread. `nodes`: a head and two nodes of one worker each; in the
-middle of each stage another one joins, and the oldest is lost. `kills`: workers, the synthesizer
-and the driver of a run are killed at random moments; each row tells after how many seconds the run
-was further than it had been, and the sum what all of them cost against an undisturbed run with as
-many workers. Either way the set, its stored labels and the observers' weights must be those of an
-undisturbed run.
+middle of each stage another node joins, and the oldest is lost. `kills`: workers, the synthesizer
+and the driver of a run are killed at random moments; each row shows after how many seconds the run
+had caught up, and the total compares with an undisturbed run with as many workers. In both cases,
+the set, its stored labels and the observers' weights must be those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ONE_THREAD = {"threads": 1}
 
 
 def nodes(folder: Path) -> None:
-    """Nodes that come and go."""
+    """Run with nodes that join and are lost."""
     with pytest.MonkeyPatch.context() as patch:
         finely_cut(patch)
         distill(
@@ -40,15 +39,15 @@ def nodes(folder: Path) -> None:
         moves = moved_about(elastic, folder / "moved", folder / "other")
     print("stage        joined and had done   lost and had done   seconds")
     for move in moves:
-        print(
-            f"{move.stage:<12} {move.joined[:8]} {move.by_joined:12d} {move.lost[:8]:>12} {move.by_lost:6d} {move.seconds:9.1f}"
-        )
+        joined = f"{move.joined[:8]} {move.by_joined:12d}"
+        lost_node = f"{move.lost[:8]:>12} {move.by_lost:6d}"
+        print(f"{move.stage:<12} {joined} {lost_node} {move.seconds:9.1f}")
     print(f"{time.monotonic() - began:.0f} s in all")
     compare(made(folder / "still", folder / "one"), made(folder / "moved", folder / "other"))
 
 
 def kills(folder: Path, seed: int, count: int, scale: float) -> None:
-    """Processes that are killed."""
+    """Run with processes that are killed."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(four_observers(**long_enough(scale)).to_yaml())
     still = undisturbed(recipe, folder / "still", folder / "one")
@@ -57,15 +56,12 @@ def kills(folder: Path, seed: int, count: int, scale: float) -> None:
     for hit, seconds in zip(hits, lost(struck, hits), strict=True):
         stage, share = hit.place
         print(f"{hit.at:6.1f}  {STAGES[stage]:<11} {share:5.0%}  {hit.victim:<12} {seconds:7.1f}")
-    print(
-        ", ".join(
-            f"{number} {victim}" for victim, number in Counter(hit.victim for hit in hits).items()
-        )
-    )
+    victims = Counter(hit.victim for hit in hits)
+    print(", ".join(f"{number} {victim}" for victim, number in victims.items()))
     more = struck.seconds - still.seconds
     print(
-        f"{struck.seconds:.1f} s against {still.seconds:.1f} s undisturbed with as many workers: {more:.1f} s lost, "
-        f"{more / count:.1f} s a kill"
+        f"{struck.seconds:.1f} s against {still.seconds:.1f} s undisturbed with as many workers: "
+        f"{more:.1f} s lost, {more / count:.1f} s per kill"
     )
     compare(made(folder / "still", folder / "one"), made(folder / "struck", folder / "other"))
 
@@ -76,7 +72,7 @@ def tell(hit: Kill) -> None:
 
 
 def compare(expected: dict[str, bytes], found: dict[str, bytes]) -> None:
-    """Say whether two runs made the same."""
+    """Compare the results of two runs."""
     different = sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
     )

@@ -1,10 +1,10 @@
-"""Does rayd compute on a device what it computes on the CPU, how fast, and does a full run work?
+"""Check of a device: results against the CPU, timings, and a full run.
 
     python -m benchmarks.gpu --out DIR                       on a GPU, in ten minutes, without Ray
-    python -m benchmarks.gpu --out DIR --minutes 30          go on where the last call stopped
+    python -m benchmarks.gpu --out DIR --minutes 30          continue where the last call stopped
     python -m benchmarks.gpu --out DIR --device cpu --quick  a smoke test on any machine
 
-There are three parts, of which some can be chosen (`--parts checks,timings`):
+There are three parts, which can be selected (`--parts checks,timings`):
 
 - checks: every method on scikit-learn's digits, on the device against the CPU, in float32 with TF32
   off, within stated tolerances: networks trained on real images, measured statistics, the gradient
@@ -12,14 +12,14 @@ There are three parts, of which some can be chosen (`--parts checks,timings`):
 - timings: steps, measuring and epochs of students, as ratios to the bare forward pass of the same
   network on the same batch, in float32, TF32 and bfloat16, contiguous and channels last, with
   images of CIFAR-10's shape;
-- cell: `rayd distill edc-cifar10-ipc10`, as far as the time allows. Without CIFAR-10 at hand a
-  generated set of the same shapes takes its place, which the result says.
+- cell: `rayd distill edc-cifar10-ipc10`, as far as the time allows. If CIFAR-10 is not available, a
+  generated set of the same shapes is used instead, which the result records.
 
-`DIR/gpu.json` is written after every check, every timing and the cell, so an interrupted call keeps
-what it has. Another call with the same `--out` skips what is there and resumes the cell.
+`DIR/gpu.json` is written after every check, every timing and the cell, so an interrupted call loses
+no results. Another call with the same `--out` skips existing results and resumes the cell.
 
-Exit code: 0 if nothing failed, 1 if a check was beyond its tolerance or anything raised an error, 2
-for a mistake in the options.
+Exit code: 0 if nothing failed, 1 if a check exceeded its tolerance or an error was raised, 2 for
+invalid options.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ FORMAT = 1
 """Version of the file."""
 PARTS = ("checks", "timings", "cell")
 SHARES = {"checks": 0.4, "timings": 0.6}
-"""Share of the time after which a part gives way to the next; the cell has what is left."""
+"""Share of the time after which the next part starts; the cell has the rest."""
 
 
 class Clock:
-    """The time that a call has."""
+    """The time limit of a call."""
 
     def __init__(self, minutes: float):
         """Begin now."""
@@ -59,7 +59,7 @@ class Clock:
         self.seconds = 60 * minutes
 
     def left(self, share: float = 1.0) -> float:
-        """Seconds until a share of the time is over; negative afterwards."""
+        """Seconds left until a share of the time is used; negative afterwards."""
         return share * self.seconds - (time.monotonic() - self._began)
 
 
@@ -67,10 +67,10 @@ class Result:
     """The JSON file of a benchmark: sections of entries by name, written after every change."""
 
     def __init__(self, path: Path, environment: dict[str, Any], options: dict[str, Any]):
-        """Open the file at `path`, or begin it.
+        """Open the file at `path`, or create it.
 
         Raises:
-            OutputError: it holds a result of another machine, another version or other options.
+            OutputError: it has results of another machine, another version or other options.
         """
         self._path = path
         made = {"format": FORMAT, "environment": environment, "options": options}
@@ -80,10 +80,12 @@ class Result:
         self.content = read_json(path)
         for name in ("format", "environment", "options"):
             if self.content.get(name) != made[name]:
-                raise OutputError(f"'{path}' was made with another '{name}'; choose another --out.")
+                raise OutputError(
+                    f"'{path}' was written with another '{name}'; choose another --out."
+                )
 
     def has(self, section: str, name: str) -> bool:
-        """Whether an entry is there."""
+        """Whether an entry exists."""
         return name in self.content.get(section, {})
 
     def put(self, section: str, name: str, entry: Any) -> None:
@@ -97,12 +99,12 @@ class Result:
         self.write()
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_json(self._path, self.content)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """All about this machine and its software that a reader of the result needs."""
+    """Description of this machine and its software for readers of the result."""
     facts: dict[str, Any] = {
         "rayd": rayd.__version__,
         "commit": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
@@ -128,7 +130,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _cudnn() -> int | None:
-    """The version of cuDNN; None where it cannot be asked for it."""
+    """The version of cuDNN; None if unavailable."""
     try:
         version: int | None = torch.backends.cudnn.version()
     except RuntimeError:
@@ -146,14 +148,14 @@ def _output(*command: str) -> str | None:
 
 
 def say(sentence: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     sys.stderr.write(f"{sentence}\n")
     sys.stderr.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
-    # they import this module in turn
+    # these import this module
     from benchmarks import gpu_cell, gpu_checks, gpu_timings
 
     options = _options(arguments)
@@ -179,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verdict(content: Mapping[str, Any]) -> int:
-    """Say what failed; the exit code."""
+    """Print failures; the exit code."""
     checks = content.get("checks", {})
     timings = content.get("timings", {})
     failed = [f"check {name}" for name, entry in checks.items() if not entry["passed"]]
@@ -209,7 +211,7 @@ def _parts(text: str) -> list[str]:
     """The parts to run.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no part of that name.
     """
     parts = text.split(",")
     for part in parts:
@@ -220,6 +222,6 @@ def _parts(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    # the siblings import this very module, not a second copy of it
+    # the other modules import this very module, not a second copy of it
     sys.modules["gpu"] = sys.modules["__main__"]
     sys.exit(main())

@@ -1,7 +1,7 @@
 """One full run on a device, as far as the time allows: EDC on CIFAR-10, ten images per class.
 
-The run lies in `<out>/cell` and shares the store in `<out>/cache`. It is interrupted when the time
-is over, as by Ctrl-C, and resumed by the next call.
+The run lies in `<out>/cell` and shares the store in `<out>/cache`. When the time is over, it is
+interrupted as by Ctrl-C; the next call resumes it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(
     clock: Clock,
     data_root: Path | None,
 ) -> None:
-    """Run the recipe, or go on with it, until the time is over."""
+    """Run the recipe, or resume it, until the time is over."""
     entry = result.content.get("cell") or {}
     if entry.get("finished") or clock.left() < LEAST_SECONDS:
         return
@@ -83,7 +83,7 @@ def run(
             accuracies[f"{one.set}, {one.network}"] = one.test_accuracy.mean
         entry["finished"] = True
     except TimeOverError:
-        say("cell: the time is over; run again with the same --out to go on")
+        say("cell: the time is over; run again with the same --out to continue")
     except (RaydError, RuntimeError) as error:
         entry["error"] = next(iter(str(error).splitlines()), type(error).__name__)
         say(f"cell: {entry['error']}")
@@ -100,10 +100,10 @@ class TimeOverError(Exception):
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
-    """Interrupt the block, as Ctrl-C does, when the time is over.
+    """Context that interrupts its block, as Ctrl-C does, when the time is over.
 
     Raises:
-        TimeOverError: it was; a person's Ctrl-C stays a `KeyboardInterrupt`.
+        TimeOverError: the time is over; a user's Ctrl-C remains a `KeyboardInterrupt`.
     """
     over = threading.Event()
 
@@ -137,7 +137,7 @@ def _progress(directory: Path) -> dict[str, Any]:
 
 
 def _generated(out: Path, quick: bool) -> Path:
-    """A set of CIFAR-10's shapes, a colour and a frequency of stripes for each class, made once."""
+    """Generate a set of CIFAR-10's shapes, once: stripes with a colour and frequency per class."""
     path = out / "generated.npz"
     if path.exists():
         return path

@@ -1,14 +1,14 @@
 """Every method on a device against the CPU: tiny recipes on digits, in float32.
 
-A check runs the stages of a recipe twice, once on each device, through the classes that `rayd
-distill` uses. Both sides go on from the CPU's trained networks, statistics and first images, so
-that each part is judged by itself and not by what rounding made of the parts before.
+A check runs the stages of a recipe twice, once on each device, with the classes that `rayd distill`
+uses. Both sides continue from the CPU's trained networks, statistics and initial images, so that
+each part is checked separately, without accumulated rounding of earlier parts.
 
-A deviation is relative, in the Euclidean norm of a tensor, or of tensors that belong together:
-|found - expected| / |expected|. Whole numbers and booleans must be equal.
+Deviations are relative, in the Euclidean norm of a tensor, or of tensors that belong together:
+|found - expected| / |expected|. Integers and booleans must be equal.
 
-With `--device cpu` the other side is the same CPU without oneDNN, whose convolutions take other
-kernels: it shows what float32 rounding alone makes of a check.
+With `--device cpu` the other side is the same CPU without oneDNN, whose convolutions use different
+kernels: it shows the effect of float32 rounding alone.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ TOLERANCES = {
 }
 """Largest deviation of each part.
 
-From below: at least ten times what rounding made of any method with other kernels (`--device cpu`).
-From above: with the factors of all convolutions and matrix products rounded to TF32's ten bits,
-each of the fourteen methods tried was beyond one of them, gradients by 2 to 47 times. So "float32"
-that is really TF32 fails.
+Lower bound: at least ten times the deviation of any method with other kernels (`--device cpu`).
+Upper bound: with the factors of all convolutions and matrix products rounded to TF32's ten bits,
+each of the fourteen methods tried exceeded one of them, gradients by factors of 2 to 47. So
+"float32" that is actually TF32 fails.
 """
 
 CONVNET = {"name": "convnet", "depth": 2, "width": 16}
@@ -121,7 +121,7 @@ LOW_RANK = {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 1, "wind
 
 
 def laid(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings laid on one another, the last on top."""
+    """Merge settings; later ones take precedence."""
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
@@ -161,7 +161,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ls-mtt": laid({"method": "ls-mtt"}, FOLLOWING, LOW_RANK),
     "haba": laid({"method": "haba"}, FOLLOWING),
 }
-"""Tiny recipes: all methods, those that can with measured and with sampled real images."""
+"""Tiny recipes of all methods, if possible with both measured and sampled real images."""
 QUICK = ("dm", "edc", "mtt")
 
 
@@ -173,7 +173,7 @@ def run(
     clock: Clock,
     share: float,
 ) -> None:
-    """Run the checks that the result does not hold yet, until a share of the time is over."""
+    """Run the checks that are missing in the result, until a share of the time is used."""
     result.set("tolerances", TOLERANCES)
     data = load(assemble(BASE | {"method": "dm"}).data)
     reference = torch.device("cpu")
@@ -208,10 +208,10 @@ def _ratio(part: Mapping[str, Any]) -> float:
 def checked(name: str, data: ImageData, device: torch.device, folder: Path) -> dict[str, Any]:
     """One case on the CPU and on a device: the largest deviation of each part, with its tolerance.
 
-    A case that raises an error has failed; the error then stands in place of the parts.
+    A case that raises an error has failed; its entry has the error instead of the parts.
     """
     case = CASES[name]
-    # methods that follow experts compute nothing in observers
+    # trajectory methods compute nothing in observers
     base = without(BASE, ["observers.networks"]) if "experts" in case else BASE
     recipe = assemble({"name": name, **merge(base, case)})
     try:
@@ -231,7 +231,7 @@ def _compare(recipe: Recipe, data: ImageData, device: torch.device, folder: Path
     found: dict[str, Any] = {}
 
     def compare(work: Callable[[Side], dict[str, Any]]) -> None:
-        """Do the work on both sides, and keep the largest deviation of each part of its results."""
+        """Compute on both sides, and record the largest deviation of each part of the results."""
         expected = cpu.within(work)
         results = other.within(work)
         for part, value in expected.items():
@@ -258,13 +258,13 @@ def _compare(recipe: Recipe, data: ImageData, device: torch.device, folder: Path
 
 
 def _digits(deviation: float) -> float | None:
-    """Three digits; None for what is not a number, which JSON has no word for."""
+    """Round to three digits; None for NaN, which JSON cannot represent."""
     return float(f"{deviation:.3g}") if math.isfinite(deviation) else None
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the CPU made, which both sides go on from."""
+    """Results of the CPU from which both sides continue."""
 
     trained: Mapping[NetworkId, TrainedObserver]
     """Trained networks."""
@@ -273,7 +273,7 @@ class Given:
 
 
 class Recording(LocalPool):
-    """A group in this process that keeps what its worker answers in the steps of a synthesis."""
+    """A pool in this process that records its worker's results in the steps of a synthesis."""
 
     def __init__(self, recipe: Recipe, facts: DatasetInfo):
         """Host a worker of the recipe."""
@@ -304,7 +304,7 @@ class Side:
         folder: Path,
         without_onednn: bool = False,
     ):
-        """Nothing is done yet; `folder` keeps what stages leave."""
+        """Start without results; `folder` receives the files of stages."""
         resources = recipe.resources.model_copy(update={"device": str(device)})
         self.recipe = recipe.model_copy(update={"resources": resources})
         self._data = data
@@ -315,7 +315,7 @@ class Side:
         self._pool = Recording(self.recipe, DatasetInfo.of(data))
 
     def within(self, work: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
-        """Do some work with this side's kernels."""
+        """Compute with this side's kernels."""
         onednn: Any = torch.backends.mkldnn
         before = onednn.enabled
         onednn.enabled = before and not self._without_onednn
@@ -336,7 +336,7 @@ class Side:
         return found
 
     def given(self) -> Given:
-        """What this side trained, for both."""
+        """Results of this side's training, for both sides."""
         return Given(self._squeezed(), self._experts())
 
     def _squeezed(self) -> dict[NetworkId, TrainedObserver]:
@@ -361,12 +361,14 @@ class Side:
         return found
 
     def measured(self, given: Given) -> dict[NetworkId, Any]:
-        """Statistics of the real images by network; none where the real side is sampled."""
+        """Statistics of the real images by network; empty if real images are sampled."""
         found = Measure(self._job, self._weights(given)).run(self._pool)
         return {network_id: stored.get() for network_id, stored in found.items()}
 
     def scored(self, given: Given) -> dict[str, Any]:
-        """Scores of crops of two classes by the first network, where images start from those."""
+        """Scores of crops of two classes by the first network, if images are initialised from
+        crops.
+        """
         if self.recipe.synthetic.init != "rded":
             return {}
         first = network_ids(self.recipe)[0]
@@ -390,7 +392,7 @@ class Side:
         start: SyntheticSet,
         statistics: Mapping[NetworkId, Any],
     ) -> dict[str, Any]:
-        """A few steps: what the first one's networks answer, by part, and the set in the end."""
+        """A few steps: results of the first one's networks, by part, and the final set."""
         pool = self._pool
         data = self._data
         weights = self._weights(given)
@@ -462,7 +464,7 @@ class Side:
 
 
 def _parted(answer: Any) -> dict[str, Any]:
-    """An answer of a step by part: of matched features, a matched trajectory, or a training."""
+    """Parts of a task's result: of feature matching, trajectory matching, or training."""
     if isinstance(answer, TrajectoryResult):
         return {"terms": answer.loss, "gradient": answer.gradients}
     if isinstance(answer, GradientResult):
@@ -472,15 +474,15 @@ def _parted(answer: Any) -> dict[str, Any]:
 
 
 def _vector(state: Mapping[str, Tensor]) -> Tensor:
-    """A network as one vector: single tensors, such as biases before a normalisation, may be
-    nothing but rounding.
+    """A network as one vector, as individual tensors, such as biases before a normalisation, may
+    consist of rounding only.
     """
     floating = [tensor for tensor in state.values() if tensor.is_floating_point()]
     return torch.cat([tensor.detach().cpu().flatten() for tensor in floating])
 
 
 def worst(expected: Any, found: Any) -> tuple[float, str | None]:
-    """The largest deviation of two trees of tensors, and where it is; None without tensors."""
+    """The largest deviation between two trees of tensors, and its path; None without tensors."""
     ones = dict(_leaves(expected))
     others = dict(_leaves(found))
     if ones.keys() != others.keys():
@@ -503,7 +505,7 @@ def _deviation(expected: Tensor, found: Tensor) -> float:
     if not expected.is_floating_point():
         return 0.0 if torch.equal(expected, found) else math.inf
     difference = (found.double() - expected.double()).norm()
-    # a tensor of zeros is compared by what the other side has there
+    # a tensor of zeros is compared relative to the other side's
     return float(difference / expected.double().norm().clamp(min=1e-6))
 
 

@@ -1,7 +1,7 @@
-"""How long steps, measuring and students take, as ratios to the bare forward pass.
+"""Timings of steps, measuring and students, as ratios to the bare forward pass.
 
-Images have CIFAR-10's shape and are generated, and networks have random weights: neither changes
-the time of a step. Each entry of the result holds
+Images are generated in CIFAR-10's shape, and networks have random weights, neither of which affects
+the time of a step. Each entry of the result has
 
     seconds            of one step, of measuring `images`, or of one epoch of a student
     forward_seconds    of the bare forward pass of the same network over as many images, without
@@ -10,8 +10,8 @@ the time of a step. Each entry of the result holds
     forward_speed      how often this forward pass runs in the time of the contiguous float32 one
     peak_bytes         of memory, on CUDA
 
-Seconds are those on the wall, on the CPU those of the processor. The fastest of some rounds counts,
-which other programs disturb least.
+Seconds are wall-clock time, on the CPU processor time. They are those of the fastest of several
+rounds, which depends least on other programs.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from rayd.training.trainer import Trainer
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 ROUNDS = 3
-"""Timed rounds after a warm-up, of which the fastest counts."""
+"""Number of timed rounds after a warm-up; the fastest is used."""
 LEAST_SECONDS = 0.1
-"""What a round takes at least, so that the clock and the queue of the device do not count."""
+"""Minimum seconds of a round, so that clock resolution and device queue are negligible."""
 MOST_CALLS = 100
-"""What a round calls at most."""
+"""Maximum number of calls in a round."""
 IMAGES = 2000
 """Generated training images."""
 RESNET: dict[str, Any] = {
@@ -73,9 +73,11 @@ class Timed:
     recipe: str
     """Its name."""
     overrides: dict[str, Any]
-    """What is changed for this."""
+    """Overrides of the recipe."""
     everywhere: bool = True
-    """Whether it is timed in every precision and layout, or in float32 as it comes."""
+    """Whether it is timed in every precision and layout, or only in float32 with the default
+    layout.
+    """
 
 
 TIMED = (
@@ -105,7 +107,7 @@ def run(
     clock: Clock,
     share: float,
 ) -> None:
-    """Make the timings that the result does not hold yet, until a share of the time is over."""
+    """Run the timings that are missing in the result, until a share of the time is used."""
     data = generated(200 if quick else IMAGES)
     # the networks of the smoke test are too small for several threads
     threads = 1 if quick else torch.get_num_threads()
@@ -123,7 +125,7 @@ def _all(
     clock: Clock,
     share: float,
 ) -> list[str]:
-    """Make timings; the names of those for which there was no time."""
+    """Run timings; the names of those for which there was no time."""
     skipped = []
     for timed in chosen:
         for precision, layout in variants(timed, device):
@@ -164,7 +166,7 @@ def variants(timed: Timed, device: torch.device) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def fixed_layout(name: str) -> Iterator[None]:
-    """For a while, keep networks and images in one memory format, whatever rayd would choose."""
+    """Context that keeps networks and images in a given memory format."""
     before = devices.layout
     if name in FORMATS:
         devices.layout = lambda network, device: FORMATS[name]
@@ -175,7 +177,9 @@ def fixed_layout(name: str) -> Iterator[None]:
 
 
 def generated(count: int) -> ImageData:
-    """Random images of CIFAR-10's shape, ten classes in turn, as many to train on as to test on."""
+    """Random images of CIFAR-10's shape, cycling through ten classes, equally many for training and
+    test.
+    """
     draws = np.random.default_rng(0)
     names = tuple(str(label) for label in range(10))
     labels = np.arange(count, dtype=np.int64) % len(names)
@@ -197,17 +201,17 @@ class Bench:
 
     @property
     def key(self) -> str:
-        """Tells this from all other benches."""
+        """Unique key of this bench."""
         return content_hash({"of": self.timed.recipe, "in": self.precision, "as": self.layout})
 
     @property
     def resources(self) -> dict[str, Any]:
-        """Where the recipe runs: with the threads that the process has."""
+        """Resources of the recipe, with the number of threads of this process."""
         return {"device": str(self.device), "threads": torch.get_num_threads()}
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, in this precision on this device, with more steps than are ever timed."""
+        """The recipe in this precision on this device, with more steps than are timed."""
         arithmetic = {"precision": self.precision}
         endless = {"steps": 10**6, "checkpoint_every": 10**6}
         recipe = resolve(self.timed.recipe, {**self.timed.overrides, "resources": self.resources})
@@ -231,13 +235,13 @@ class Bench:
         batch: int,
         autocast: bool = False,
     ) -> dict[str, Any]:
-        """Time some work against the bare forward pass over so many images.
+        """Time some work relative to the bare forward pass over a number of images.
 
         Args:
-            work: what is timed.
-            network: of the forward pass.
-            images: that the forward pass goes over.
-            batch: images of one call.
+            work: function to time.
+            network: network of the forward pass.
+            images: number of images of the forward pass.
+            batch: number of images per call.
             autocast: keep a bfloat16 network's weights in float32, as students do.
         """
         if self.device.type == "cuda":
@@ -264,7 +268,7 @@ class Bench:
 
     @torch.no_grad()
     def forward(self, settings: NetworkSettings, images: int, batch: int, autocast: bool) -> float:
-        """Seconds of the forward pass of a network over so many images in batches."""
+        """Seconds of the forward pass of a network over a number of images in batches."""
         network = self.network(settings)
         dtype = torch.float32 if autocast else devices.dtype(self.precision)
         network.to(dtype)
@@ -288,10 +292,10 @@ class Bench:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, repeated until the clock can tell."""
+    """Seconds of one call, repeated often enough for the clock's resolution."""
     best = float("inf")
     calls = 1
-    # the first round warms up, and says how many calls the others need
+    # the first round is a warm-up that determines the number of calls of the others
     for _ in range(1 + ROUNDS):
         began = _clock(device)
         for _ in range(calls):
@@ -303,7 +307,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _clock(device: torch.device) -> float:
-    """Seconds of the processor on the CPU, which other programs disturb less; else on the wall."""
+    """Processor seconds on the CPU, which depend less on other programs; else wall-clock time."""
     if device.type == "cpu":
         return time.process_time()
     devices.synchronize(device)
@@ -311,7 +315,7 @@ def _clock(device: torch.device) -> float:
 
 
 def step(bench: Bench) -> dict[str, Any] | None:
-    """One step of the synthesis with its optimizer, against a pass over the synthetic images."""
+    """One step of the synthesis with its optimizer, relative to a pass over its images."""
     recipe = bench.recipe
     data = bench.data
     pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
@@ -353,7 +357,7 @@ def step(bench: Bench) -> dict[str, Any] | None:
 
 
 def _weights(bench: Bench, pool: LocalPool) -> dict[NetworkId, Any]:
-    """Random weights in the place of trained ones."""
+    """Random weights in place of trained ones."""
     recipe = bench.recipe
     found = {}
     for group in groups(recipe):
@@ -363,7 +367,7 @@ def _weights(bench: Bench, pool: LocalPool) -> dict[NetworkId, Any]:
 
 
 def measuring(bench: Bench) -> dict[str, Any] | None:
-    """Measuring the real images with one network, against forward passes over them."""
+    """Measuring the real images with one network, relative to forward passes over them."""
     recipe = bench.recipe
     data = bench.data
     if recipe.real == "sampled" or not build(recipe).specs():
@@ -380,7 +384,7 @@ def measuring(bench: Bench) -> dict[str, Any] | None:
 
 
 def student(bench: Bench) -> dict[str, Any] | None:
-    """One epoch of a student with hard labels, against forward passes over its images."""
+    """One epoch of a student with hard labels, relative to forward passes over its images."""
     recipe = bench.recipe
     data = bench.data
     if not bench.timed.everywhere:

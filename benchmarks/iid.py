@@ -2,9 +2,9 @@
 [--threads 2]`.
 
 Every step has 10 images per class and the paper's ConvNet; classifiers are ResNet-18s of full width
-with random weights, as the values do not matter to the speed. Each ratio compares two ways of doing
-the same work, timed in turns; the median of the rounds' ratios is printed with the least and the
-greatest. Nothing is asserted: a shared machine is no place for a timed test.
+with random weights, as their values do not affect the speed. Each ratio compares two
+implementations of the same work, timed alternately; the median of the rounds' ratios is printed
+with minimum and maximum. Nothing is asserted, as timed tests are unreliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALONE = {"terms": {"centralization": {"weight": 0}}}
 
 
 def recipe(data: str, threads: int, **settings: object) -> Recipe:
-    """IID on DM at the shape of the paper."""
+    """IID on DM in the paper's configuration."""
     base = {
         "method": "iid-dm",
         "data": {"name": data},
@@ -58,13 +58,13 @@ def built(chosen: Recipe, data: ImageData, network: NetworkSettings) -> nn.Modul
 
 
 def gap(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
-    """Both of DM's and covariance matching's gaps of one class."""
+    """Distances of DM and of covariance matching for one class."""
     return (ours[0] - theirs[0]).square().sum() + 0.01 * (ours[1] - theirs[1]).square().sum()
 
 
 def statistics_of(tapped: FeatureExtractor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the features and covariance of the local descriptors of one class, as the paper
-    writes them.
+    """Mean of the features and covariance of the local descriptors of one class, as defined in the
+    paper.
     """
     seen = tapped(images)
     maps = seen.layers[LayerRole.LAST_MAP][0].flatten(2)
@@ -73,7 +73,7 @@ def statistics_of(tapped: FeatureExtractor, images: Tensor) -> tuple[Tensor, Ten
 
 
 def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], float]:
-    """A step written out class by class (without classifiers); with constants in place of the real
+    """A step implemented class by class (without classifiers), or, with constants for the real
     side, in one batch.
     """
     tapped = FeatureExtractor(
@@ -134,7 +134,7 @@ def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], 
 def ratios(
     data: ImageData, name: str, threads: int
 ) -> Iterator[tuple[str, str, Callable[[], float], Callable[[], float]]]:
-    """What is compared: a title, what is wanted, and the rates that are divided."""
+    """Comparisons: title, expected ratio, and the two rates."""
     measured = stepping(recipe(name, threads, **ALONE), data)
     constants = by_hand(recipe(name, threads, **ALONE), data, constant=True)
     yield (
@@ -174,9 +174,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--only", default="", help="a word of the titles of the ratios that are wanted"
-    )
+    parser.add_argument("--only", default="", help="a word in the titles of the ratios to measure")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(recipe(options.data, options.threads).data, options.data_root)

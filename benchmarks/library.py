@@ -1,10 +1,10 @@
-"""Overhead of the terms of `rayd.terms` in a loop of one's own, against the same maths by hand.
+"""Overhead of the terms of `rayd.terms` in a user's loop, against a manual implementation.
 
     python -m benchmarks.library [--rounds 15]
 
 One step is a forward pass of a ConvNet, the loss, and the gradient of 100 synthetic images of
-CIFAR-10's size. Both forms take turns; each number is the median of ratios of processor time of
-one thread, so that a busy machine matters little. The aim is at most 1.1.
+CIFAR-10's size. The two forms alternate; each number is the median of ratios of processor time of
+one thread, which depends little on the load of the machine. The target is at most 1.1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSES = 10
 REAL = 256
 IMAGES = 100
 STEPS = 2
-"""Steps of one form before the other takes its turn."""
+"""Number of consecutive steps of one form."""
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -85,8 +85,8 @@ def _means() -> tuple[str, Loss, Loss]:
 
 
 def _channels() -> tuple[str, Loss, Loss]:
-    """Means and variances of what batch normalisations read, as in SRe2L; the real side is measured
-    once by both.
+    """Means and variances of the inputs of batch normalisations, as in SRe2L; both measure the real
+    side once.
     """
     network = convnet(SHAPE, CLASSES, width=64, depth=3, norm="batch").eval()
     body = FeatureExtractor(network, {LayerRole.BN_INPUTS}, SHAPE)

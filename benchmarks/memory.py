@@ -1,16 +1,17 @@
-"""Peak memory of the driver: a large set that is saved and judged, results behind a late one, and
-statistics of the real data that workers measure; and of whole runs beside what `rayd plan` says.
+"""Peak memory of the driver for saving and evaluating a large set, for results that wait for a late
+one, and for statistics measured by workers; and peak memory of whole runs compared with `rayd
+plan`.
 
     python -m benchmarks.memory set --gigabytes 2
     python -m benchmarks.memory late --results 60 --megabytes 20
     python -m benchmarks.memory moments --megabytes 200
     python -m benchmarks.memory plan digits dm-cifar10-ipc1 [--workers 2] [--set KEY=VALUE ...]
 
-Each line says how far the process grew above what it held before, in MB and as a share of the set,
-of all results, or of the statistics of an observer. Nothing is computed: workers of `late` only
-make arrays, the first one late, and those of `moments` say what observers with many features would.
-Runs of `plan` are real; it prints MB of each process as estimated, as found (resident memory, with
-what it maps of the object store), and their ratio.
+Each line shows the growth of the process, in MB and relative to the set, to all results, or to the
+statistics of an observer. Nothing is computed: workers of `late` only create arrays, the first one
+late, and those of `moments` return statistics as large as those of observers with many features.
+`plan` executes real runs; it prints estimated and measured MB of each process (resident memory,
+including mapped parts of the object store), and their ratio.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def growth(what: str, whole: int) -> Iterator[dict[str, float]]:
     """Print the peak growth of this process in the block, sampled every 5 ms.
 
     Args:
-        what: is measured.
-        whole: bytes of all that passes through the process.
+        what: description of the measurement.
+        whole: bytes of all data that pass through the process.
     """
     before = _private()
     peak = before
@@ -64,14 +65,14 @@ def growth(what: str, whole: int) -> Iterator[dict[str, float]]:
 
 
 def _private() -> int:
-    """Bytes of this process's own memory: without files and object stores that it maps."""
+    """Bytes of this process's private memory, without mapped files and object stores."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def measure_set(gigabytes: float) -> dict[str, float]:
-    """Save, hash and share a set of so many GB; growth in bytes by what was done."""
+    """Save, hash and share a set of a number of GB; growth in bytes by operation."""
     from rayd.config import DataSettings
     from rayd.data import load
     from rayd.data.normalization import Standardization
@@ -115,10 +116,10 @@ def measure_set(gigabytes: float) -> dict[str, float]:
 
 
 class Late:
-    """Makes arrays; the first one is late."""
+    """Creates arrays, the first one late."""
 
     def make(self, index: int, megabytes: int, seconds: float) -> np.ndarray:
-        """An array of so many MB, the first one after some seconds."""
+        """An array of a number of MB, the first one after some seconds."""
         if index == 0:
             time.sleep(seconds)
         return np.full(megabytes * 10**6, index, np.uint8)
@@ -141,7 +142,7 @@ def measure_late(results: int, megabytes: int, seconds: float) -> float:
 
 
 def measure_moments(megabytes: int, workers: int = 2) -> float:
-    """Growth in bytes while statistics of so many MB each are measured through three observers."""
+    """Growth in bytes while statistics of a number of MB each are measured by three observers."""
     from rayd.data import load
     from rayd.engine.job import Job
     from rayd.engine.observer import DatasetInfo
@@ -214,7 +215,7 @@ def measure_plan(name: str, overrides: list[str], workers: int) -> dict[str, tup
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Run the measurement given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["set", "late", "moments", "plan"])
     parser.add_argument("recipes", nargs="*")

@@ -1,12 +1,12 @@
-"""How many workers one observer keeps busy, with simulated work.
+"""Number of workers that one observer can keep busy, with simulated work.
 
     python -m benchmarks.one_observer [--seconds-per-image S] [--steps N] [--workers N ...]
 
-A worker sleeps for every image (`tests.slow_worker`), so that the figures tell of idle workers and
-not of this machine's cores. For a recipe with one observer a step it prints the seconds of a step
-with `synthesis.split=4` on 1, 2 and 4 workers, how many times as fast that is as one worker, each
-worker's share of the answers, and the hash of the set, which is that of a run in process. The first
-steps, in which workers build networks and read statistics, are left out of the span.
+A worker sleeps for every image (`tests.slow_worker`), so that results depend on idle workers and
+not on this machine's cores. For a recipe with one observer per step, it prints the seconds of a
+step with `synthesis.split=4` on 1, 2 and 4 workers, the speedup over one worker, each worker's
+share of the results, and the hash of the set, which equals that of a run in process. The first
+steps, in which workers build networks and read statistics, are not timed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.slow_worker import SlowWorker, shares
 
 SPLIT = 4
 FIRST = 5
-"""Steps before the span that is timed."""
+"""Number of steps before timing starts."""
 
 
 def run(workers: int, steps: int, seconds: float, directory: Path) -> tuple[float, list[int], str]:
-    """Seconds of a step, answers of each process, and the hash of the set."""
+    """Seconds of a step, number of results of each process, and the hash of the set."""
     recipe = tiny(
         ipc=4,
         observers={"pool": 2, "per_step": 1},

@@ -4,12 +4,12 @@
     python -m benchmarks.plan dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
     evaluation.epochs=20
 
-The run has a cache of its own, so that nothing is found in it; speeds of the machine are those of
-the user's cache. Beside the wall clock stands the processor time of this process, which other
-programs move less. They do move it, as they share caches and memory: so a piece of reference work
-is timed at both ends of every stage, and the processor time is divided by how much longer than in
-the best case it takes there (`busy`). With one thread and no workers, that is an estimate of what
-the wall clock would show on a quiet machine (`quiet`), which is what a plan estimates.
+The run starts with an empty cache; speeds of the machine are those of the user's cache. In addition
+to wall-clock time, the table has the processor time of this process, which depends less on other
+programs. It still depends on them, as they share caches and memory. So a piece of reference work is
+timed at both ends of every stage, and the processor time is divided by its slowdown relative to the
+best case (`busy`). With one thread and no workers, the result estimates the wall-clock time on a
+quiet machine (`quiet`), which is what a plan estimates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rayd.seeding import generator
 
 
 class Reference:
-    """Work of the kind that runs consist of: calls, convolutions and memory."""
+    """Reference work similar to that of runs: calls, convolutions and memory access."""
 
     def __init__(self) -> None:
         draws = generator(0, "reference")
@@ -62,13 +62,13 @@ class Reference:
         return time.thread_time() - began
 
     def busy(self) -> float:
-        """How much longer it takes now than in the best case, at least 1."""
+        """Current slowdown relative to the best case, at least 1."""
         return max(1.0, statistics.mean(self._times(12)) / self._best)
 
 
 class Clock:
-    """Watches a run: wall-clock, processor and quiet seconds of each stage, from its beginning to
-    that of the next one.
+    """Progress listener that measures wall-clock, processor and quiet seconds of each stage, from
+    its beginning to that of the next one.
     """
 
     def __init__(self, reference: Reference) -> None:
@@ -86,7 +86,7 @@ class Clock:
         self._began = (time.monotonic(), time.process_time())
 
     def end(self) -> None:
-        """The last stage is over."""
+        """Finish the last stage."""
         if self._stage is not None:
             wall = time.monotonic() - self._began[0]
             cpu = time.process_time() - self._began[1]
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument(
-        "--calibrate", action="store_true", help="measure the speeds of this machine anew"
+        "--calibrate", action="store_true", help="measure the speeds of this machine again"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_intermixed_args(arguments)
@@ -157,15 +157,14 @@ def main(arguments: list[str] | None = None) -> None:
         }
         say(json.dumps(content, indent=2))
         return
-    say(
-        f"{recipe.name} {' '.join(given.overrides)}: planned in {planning[0]:.1f} s ({planning[1]:.1f} s of processor time)"
-    )
+    took = f"{planning[0]:.1f} s ({planning[1]:.1f} s of processor time)"
+    say(f"{recipe.name} {' '.join(given.overrides)}: planned in {took}")
     say(
         f"{'stage':<12} {'planned':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / planned':>17}"
     )
-    for stage, seconds, wall, cpu, quiet in rows:
-        ratio = f"{quiet / seconds:>17.2f}" if seconds > 0 else ""
-        say(f"{stage:<12} {seconds:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
+    for stage, expected, wall, cpu, quiet in rows:
+        ratio = f"{quiet / expected:>17.2f}" if expected > 0 else ""
+        say(f"{stage:<12} {expected:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
 
 
 if __name__ == "__main__":

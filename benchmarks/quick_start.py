@@ -2,10 +2,10 @@
 
     python -m benchmarks.quick_start COMMIT [--rounds 2] [--command "distill digits"]
 
-The two commits take turns in one run, each in its own checkout and with the Python that runs this
-file, so that a machine that is busy with other things disturbs both alike. Compare processor
-seconds (user and system, of all threads); wall-clock seconds are printed beside them. The results
-of both must be equal, or the script says how they differ and exits with 1.
+The two commits alternate within one run, each in its own checkout and with the Python that runs
+this file, so that other load on the machine affects both equally. Compare processor seconds (user
+and system, of all threads); wall-clock seconds are printed as well. The results of both must be
+equal; otherwise the script prints the differences and exits with 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Timed:
 
 @contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """The files of a commit, in a folder of their own."""
+    """Check out a commit in its own folder."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "checkout"
         subprocess.run(
@@ -54,7 +54,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 
 def run(folder: Path, command: str) -> Timed:
-    """Run a command of the rayd that lies in a folder, with an empty cache."""
+    """Run a command with the rayd of a folder and an empty cache."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"
         environment = os.environ | {"RAYD_CACHE": f"{place}/cache", "PYTHONPATH": str(folder)}
@@ -97,10 +97,10 @@ def main() -> None:
         for number in range(chosen.rounds):
             before.append(run(folder, chosen.command))
             now.append(run(ROOT, chosen.command))
+            processor = f"{before[-1].processor:.1f} -> {now[-1].processor:.1f}"
+            wall = f"{before[-1].wall:.1f} -> {now[-1].wall:.1f}"
             print(
-                f"round {number + 1}: processor seconds {before[-1].processor:.1f} -> {now[-1].processor:.1f}, "
-                f"wall-clock {before[-1].wall:.1f} -> {now[-1].wall:.1f}",
-                flush=True,
+                f"round {number + 1}: processor seconds {processor}, wall-clock {wall}", flush=True
             )
     for name in ("processor", "wall"):
         ratio = median(

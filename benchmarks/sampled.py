@@ -3,13 +3,13 @@
 
 A step with `real: sampled` draws a fresh network and 256 real images of every class. It is compared
 with the loop of the paper (Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV
-2023), written out plainly here: class after class, a batch of real and one of synthetic images go
-through the same random augmentation and the same network, and the loss is the squared distance of
-their mean features. Both sides have CIFAR-10's shapes (random pixels, whose values do not matter to
-the speed), a ConvNet of depth 3 and width 128, float32 and one thread.
+2023), implemented in a straightforward way: for one class after another, a batch of real and one of
+synthetic images pass through the same random augmentation and network, and the loss is the squared
+distance of their mean features. Both sides have CIFAR-10's shapes (with random pixels, as values do
+not affect the speed), a ConvNet of depth 3 and width 128, float32 and one thread.
 
-Each ratio is the median over rounds in which both are timed in turn, in processor seconds of this
-process. Nothing is asserted: a shared machine is no place for a timed test.
+Each ratio is the median over rounds that time both alternately, in processor seconds of this
+process. Nothing is asserted, as timed tests are unreliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REAL_BATCH = 256
 
 
 def cifar_like() -> ImageData:
-    """Random pixels in the shape of CIFAR-10, fewer of them."""
+    """Random images in the shape of CIFAR-10, but fewer."""
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (CLASSES * PER_CLASS, 3, 32, 32), dtype=np.uint8)
     labels = np.repeat(np.arange(CLASSES), PER_CLASS)
@@ -130,9 +130,7 @@ VIEWS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 class Published:
-    """The loop of the paper, class after class, on normalised images that lie in memory as
-    float32.
-    """
+    """The loop of the paper, class by class, on normalised float32 images in memory."""
 
     def __init__(self, ipc: int, data: ImageData):
         self._ipc = ipc
@@ -174,7 +172,7 @@ def main() -> None:
         "--steps",
         type=int,
         default=2,
-        help="steps of a side in a round; operations differ from step to step",
+        help="steps of each side in a round; augmentations differ between steps",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""What a second worker brings: `python -m benchmarks.scaling [--data cifar10] [--images 16384]
+"""Efficiency of a second worker: `python -m benchmarks.scaling [--data cifar10] [--images 16384]
 [--rounds 5]`.
 
-The measuring pass over so many training images, and the synthesis step that asks two observers, on
-one and on two Ray workers of one torch thread each, in turns. Efficiency is the rate of two over
-twice the rate of one; both must come to the same statistics. It needs two cores that nobody else
-uses: the driver works on them too, between answers.
+The measuring pass over a number of training images, and a synthesis step with two observers, are
+timed alternately on one and on two Ray workers of one torch thread each. Efficiency is the rate
+with two workers divided by twice the rate with one; both must give the same statistics. It needs
+two idle cores, which the driver uses, too, between results.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ WANTED = "at least 0.85"
 
 
 def spread(data: str, workers: int) -> Recipe:
-    """The recipe of both, on some workers; both groups are there at once, so each worker reserves
-    less than it uses.
+    """The recipe for a number of workers. Both pools exist at the same time, so each worker
+    reserves less than it uses.
     """
     return recipe(
         data,
@@ -55,13 +55,12 @@ def measured(pool: WorkerPool, chosen: Recipe, data: ImageData) -> dict[NetworkI
 
 def same(left: dict[NetworkId, States], right: dict[NetworkId, States]) -> bool:
     """Whether statistics are the same, bit for bit."""
-    return all(
-        torch.equal(tensor, other[name])
-        for network_id, needs in left.items()
-        for need, layers in needs.items()
-        for one, other in zip(layers, right[network_id][need], strict=True)
-        for name, tensor in one.items()
-    )
+    for network_id, states in left.items():
+        for key, layers in states.items():
+            for one, other in zip(layers, right[network_id][key], strict=True):
+                if any(not torch.equal(tensor, other[name]) for name, tensor in one.items()):
+                    return False
+    return True
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""How long commands take that compute nothing, and what they import.
+"""Startup time and imports of commands that compute nothing.
 
     python -m benchmarks.startup                                  # this checkout
     python -m benchmarks.startup --against ../main                # paired with another one: A B A B ...
     python -m benchmarks.startup --json > startup.json
 
-Every command runs in a process of its own. Reported are processor seconds (user and system, median
-over `--repeat` runs), which other work on the machine changes little, and the number of modules
-that were imported when the command ended. For `rayd distill`, it is what was spent up to the first
-line on standard error. A small run is made first, for the commands that need one.
+Every command runs in its own process. The table shows processor seconds (user and system, median
+over `--repeat` runs), which depend little on other work on the machine, and the number of imported
+modules at the end of the command. For `rayd distill`, time is measured up to the first line on
+standard error. A small run is executed first, for the commands that need one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -44,16 +46,16 @@ FIRST_LINE = "distill digits (to its first line)"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command costs."""
+    """Cost of a command."""
 
     seconds: float
     """Processor seconds, user and system."""
     modules: int | None
-    """Modules at its end; None where it was ended early."""
+    """Number of imported modules at its end; None if it was ended early."""
 
 
 def commands(run: Path, nowhere: Path) -> dict[str, list[str]]:
-    """The commands by the name that the table gives them.
+    """The commands by their name in the table.
 
     Args:
         run: directory of a finished run.
@@ -98,7 +100,7 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
 
 
 def cost(program: str, arguments: list[str], checkout: Path, folder: Path) -> Cost:
-    """What one run of a program costs."""
+    """Cost of one run of a program."""
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         env=environment(checkout, folder),
@@ -111,7 +113,7 @@ def cost(program: str, arguments: list[str], checkout: Path, folder: Path) -> Co
 
 
 def cost_of_first_line(arguments: list[str], checkout: Path, folder: Path) -> Cost:
-    """What a command costs until it says something, at which it is killed."""
+    """Cost of a command up to its first line of output, after which it is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         env=environment(checkout, folder),
@@ -130,6 +132,15 @@ def cost_of_first_line(arguments: list[str], checkout: Path, folder: Path) -> Co
 def middle(costs: list[Cost]) -> Cost:
     """The median of several runs."""
     return Cost(median(one.seconds for one in costs), costs[-1].modules)
+
+
+def alternately(timed: Callable[[Path], Cost], checkouts: list[Path], repeat: int) -> list[Cost]:
+    """The median cost of each checkout, in runs that alternate between checkouts."""
+    costs: list[list[Cost]] = [[] for _ in checkouts]
+    for _ in range(repeat):
+        for checkout, of_checkout in zip(checkouts, costs, strict=True):
+            of_checkout.append(timed(checkout))
+    return [middle(of_checkout) for of_checkout in costs]
 
 
 def measure(checkouts: list[Path], repeat: int, folder: Path) -> dict[str, list[Cost]]:
@@ -160,27 +171,20 @@ def measure(checkouts: list[Path], repeat: int, folder: Path) -> dict[str, list[
         *((name, PROGRAM, given) for name, given in commands(run, folder / "no").items()),
     ]
     for name, program, arguments in work:
-        runs = [
-            [cost(program, arguments, checkout, folder) for checkout in checkouts]
-            for _ in range(repeat)
-        ]
-        table[name] = [middle(list(column)) for column in zip(*runs, strict=True)]
-        print(
-            f"{name}: {', '.join(f'{one.seconds:.2f} s' for one in table[name])}", file=sys.stderr
-        )
+        timed = partial(cost, program, arguments, folder=folder)
+        table[name] = alternately(timed, checkouts, repeat)
+        seconds = ", ".join(f"{one.seconds:.2f} s" for one in table[name])
+        print(f"{name}: {seconds}", file=sys.stderr)
 
     distill = ["distill", "digits", *QUICK, "--out", str(folder / "first")]
-    runs = [
-        [cost_of_first_line(distill, checkout, folder) for checkout in checkouts]
-        for _ in range(repeat)
-    ]
-    table[FIRST_LINE] = [middle(list(column)) for column in zip(*runs, strict=True)]
+    timed = partial(cost_of_first_line, distill, folder=folder)
+    table[FIRST_LINE] = alternately(timed, checkouts, repeat)
     return table
 
 
 def text(table: dict[str, list[Cost]]) -> str:
-    """The table for people: seconds and modules of each checkout, and the ratio of seconds where
-    there are two.
+    """Format the table: seconds and modules of each checkout, and the ratio of seconds if there are
+    two.
     """
     lines = []
     for name, costs in table.items():
@@ -208,11 +212,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = measure(checkouts, given.repeat, Path(folder))
     if given.json:
-        print(
-            json.dumps(
-                {name: [asdict(one) for one in costs] for name, costs in table.items()}, indent=2
-            )
-        )
+        content = {name: list(map(asdict, costs)) for name, costs in table.items()}
+        print(json.dumps(content, indent=2))
     else:
         print(text(table))
 

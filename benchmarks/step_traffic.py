@@ -1,15 +1,16 @@
-"""What Ray adds to a step of the synthesis: the same steps in process and on workers, in turn.
+"""Overhead of Ray in a step of the synthesis: the same steps in process and on workers,
+alternately.
 
     python -m benchmarks.step_traffic RECIPE [KEY=VALUE ...] [--workers N] [--pairs P] [--steps S]
 
-It prints the processor time of a step in process (one thread), and of one on workers of one thread
-each, that of the driver, the workers and the synthesizer together, with the ratio of each pair:
-wall time tells more of what else the machine does. Statistics are those of a few real images: their
-values do not matter to the speed.
+It prints the processor time of a step in process (one thread), and that of a step on workers of one
+thread each, summed over driver, workers and synthesizer, with the ratio of each pair; wall-clock
+time would depend more on other load on the machine. Statistics are those of a few real images, as
+their values do not affect the speed.
 
-With `--wall`, both use the same cores, in process as many threads as there are workers, and the
-times are those of a clock: for a machine that does nothing else. Busy cores share caches and memory,
-so that two workers' processor time is more than one's at the same work.
+With `--wall`, both use the same cores, in process with as many threads as there are workers, and
+times are wall-clock times; this needs an otherwise idle machine. Busy cores share caches and
+memory, so that the processor time of two workers exceeds that of one for the same work.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from rayd.synthetic import initial
 from tests.faults import workers_of
 
 FEW = 100
-"""Real images whose statistics stand for those of all."""
+"""Number of real images whose statistics replace those of all."""
 
 
 def processor_seconds(workers: list[int]) -> float:
     """Processor time of this process and of some others so far."""
     ticks = 0
     for worker in workers:
-        # the fields after the name of the program, which may hold spaces
+        # the fields after the name of the program, which may contain spaces
         fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
@@ -86,7 +87,7 @@ class Steps:
         self._workers: list[int] = []
 
     def advance(self, steps: int) -> float:
-        """Seconds of a step, of so many more: of processors, or of a clock."""
+        """Seconds per step of further steps: processor or wall-clock time."""
         began = self._seconds()
         self._synthesizer.call("advance", self._task, self._step, self._step + steps)
         self._step += steps
@@ -99,7 +100,7 @@ class Steps:
         return processor_seconds(workers_of(os.getpid()) if workers else [])
 
     def hash(self) -> str:
-        """Hash of the set as it is now."""
+        """Hash of the current set."""
         return tensor_hash(self._synthesizer.call("state", self._task, self._step))[:12]
 
     def close(self) -> None:

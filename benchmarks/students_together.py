@@ -1,5 +1,4 @@
-"""Whether students of one network pay off as one network: processor time of a training step, one by
-one and in one batch.
+"""Processor time of a training step of several students, one by one and combined in one network.
 
     python -m benchmarks.students_together [--students 3] [--images 10] [--width 64] [--side 8]
     [--threads 1]
@@ -9,14 +8,14 @@ each on its own images:
 
 - `single`: one after another, as students are trained;
 - `vmap`: `torch.func.vmap` over their stacked weights;
-- `groups`: one network whose convolutions and normalisations have a group a student, whose
-  classifier is a batched product;
+- `groups`: one network whose convolutions and normalisations have one group per student, with a
+  batched product as classifier;
 - `equal groups`: groups for the convolutions with 16 input channels or more, which oneDNN computes
   in the same order as it does alone; first convolution, classifier and loss one by one.
 
-Prints each way's share of the time of `single` (median over rounds in which all ways take turns),
-and how far the weights are from those of `single` after 20 steps: 0 means bit for bit, which only
-then leaves cached results of single students valid.
+It prints each way's share of the time of `single` (median over rounds that alternate between the
+ways), and the deviation of the weights from those of `single` after 20 steps. Only a deviation of
+0, bit for bit, would leave cached results of single students valid.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def single(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[S
 
 
 def mapped(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[Step, Weights]:
-    """By `vmap` over stacked weights."""
+    """Step of all students by `vmap` over stacked weights."""
     stacked = {
         name: value.detach().requires_grad_()
         for name, value in stack_module_state(networks)[0].items()
@@ -99,7 +98,7 @@ def mapped(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[S
 def grouped(
     networks: list[nn.Module], images: Tensor, labels: Tensor, equal: bool
 ) -> tuple[Step, Weights]:
-    """As groups of one network; with `equal` only where that leaves every bit as it is."""
+    """Step of all students as groups of one network; `equal`: only for bit-identical results."""
     count = len(networks)
     stacked = {
         name: value.detach().requires_grad_()
@@ -184,10 +183,11 @@ def main() -> None:
         for _ in range(STEPS):
             step()
     reference = ways["single"][1]()
-    differences = {
-        name: max(float((weights()[key] - reference[key]).abs().max()) for key in reference)
-        for name, (_, weights) in ways.items()
-    }
+    differences = {}
+    for name, (_, weights) in ways.items():
+        found = weights()
+        each = (found[key] - reference[key] for key in reference)
+        differences[name] = max(float(difference.abs().max()) for difference in each)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, (step, _) in ways.items():
@@ -201,7 +201,8 @@ def main() -> None:
         )
         least = 1000 * min(seconds[name]) / STEPS
         print(
-            f"{name:>12}: {share:.2f} of single, {least:.2f} ms a step, largest difference {differences[name]:.1e}"
+            f"{name:>12}: {share:.2f} of single, {least:.2f} ms per step, "
+            f"largest difference {differences[name]:.1e}"
         )
 
 

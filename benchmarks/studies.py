@@ -1,10 +1,10 @@
-"""Run studies, spaces of `rayd tune` whose values are all tried, and write what they found.
+"""Run studies, i.e. search spaces of `rayd tune` that are tried exhaustively, and write results.
 
     python -m benchmarks.studies runs/studies edc-flatness-digits ls-mtt-rank-digits
     python -m benchmarks.studies runs/studies 'csdm-*-digits' --hours 1
 
-A study has a folder of its own; what is finished is only written, what was stopped goes on. Results
-go to `rayd/results/studies/SPACE.yaml`; `python -m rayd.results` brings their page up to date.
+Each study has its own folder; finished studies are not rerun, interrupted ones are resumed. Results
+go to `rayd/results/studies/SPACE.yaml`; `python -m rayd.results` updates their page.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tuning.space import ResolvedSpace, load
 from tuning.space import names as spaces
 
 DIGITS = 4
-"""Decimals of accuracies that are kept."""
+"""Number of decimals of accuracies."""
 
 
 def result(
@@ -49,13 +49,13 @@ def result(
     Args:
         space: the study.
         table: lines of its `study.csv`.
-        command: that reproduces it.
-        students: of each distillation.
-        commit: revision that it was run at.
-        date: when.
+        command: command that reproduces it.
+        students: number of students of each distillation.
+        commit: revision at which it was run.
+        date: date of the run.
 
     Raises:
-        ValueError: a row has not finished, or lacks distillations that others have.
+        ValueError: a row is unfinished, or has fewer distillations than others.
     """
     distillations = max(int(line["distillations"]) for line in table)
     unfinished = [line["name"] for line in table if int(line["distillations"]) < distillations]
@@ -86,21 +86,20 @@ def result(
 
 
 def main() -> None:
-    """Run what fits in the hours given, and write what is finished."""
+    """Run studies within the given hours, and write the results of finished ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("patterns", nargs="+", help="of spaces")
-    parser.add_argument("--hours", type=float, default=1.0, help="none is begun after them")
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="time after which no study is started"
+    )
     options = parser.parse_args()
     deadline = time.time() + options.hours * 3600
-    names = [
-        name
-        for name in spaces()
-        if any(fnmatch.fnmatch(name, pattern) for pattern in options.patterns)
-    ]
-    for name in names:
+    for name in spaces():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in options.patterns):
+            continue
         out = options.folder / name
         table = out / "study.csv"
         made = options.folder / f"{name}.json"
@@ -116,7 +115,7 @@ def main() -> None:
             date = datetime.now(UTC).date().isoformat()
             made.write_text(json.dumps({"commit": campaign.commit(), "date": date}))
         if not table.exists():
-            print(f"{name}: its values are drawn, so that it has no table", flush=True)
+            print(f"{name}: its values are random, so it has no table", flush=True)
             continue
         resolved = ResolvedSpace(load(name))
         with table.open(encoding="utf-8", newline="") as file:

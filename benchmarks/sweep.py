@@ -1,10 +1,10 @@
-"""What a sweep saves: `python -m benchmarks.sweep [--space edc-digits] [--trials 20] [KEY=VALUE
+"""Savings of a sweep: `python -m benchmarks.sweep [--space edc-digits] [--trials 20] [KEY=VALUE
 ...]`.
 
-The same trials, one after another in one process and with one thread: over one store, as a sweep
-runs them, and each over an empty store, as if it were run alone. Observers, statistics and equal
-synthetic sets are made once on the one side and each time on the other. Accuracies must be the
-same. Nothing else is asserted: a shared machine is no place for a timed test.
+The same trials run one after another in one process with one thread: with a shared store, as in a
+sweep, and each with an empty store, as if it were run alone. Observers, statistics and equal
+synthetic sets are computed once in the first case and every time in the second. Accuracies must be
+the same; nothing else is asserted, as timed tests are unreliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         plan = prepare(space, Path(folder), workers=0, progress=QUIET)
         for number, point in enumerate(points(plan.resolved, space.samples)):
-            # in turns, so that both meet the same load of the machine
+            # alternately, so that the load of the machine affects both equally
             for kind, store in (("shared", "shared"), ("cold", f"cold-{number}")):
                 recipe = plan.recipe(point, "trial")
                 out = Path(folder) / f"{kind}-{number}"

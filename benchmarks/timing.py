@@ -1,7 +1,8 @@
-"""What the timing benchmarks share: rates, ratios of rates, and synthesizers that are ready to step.
+"""Helpers of the timing benchmarks: rates, ratios of rates, and synthesizers that are ready to
+step.
 
-Two ways of doing the same work are timed in turns, so that a busy machine slows down both; nothing
-is asserted, as a shared machine is no place for a timed test.
+Two implementations of the same work are timed alternately, so that the load of the machine affects
+both; nothing is asserted, as timed tests are unreliable on a shared machine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Weights = Mapping[NetworkId, Mapping[str, Tensor]]
 def rate(
     work: Callable[[], object], units: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Units of work a second of a clock."""
+    """Units of work per second of a clock."""
     began = clock()
     work()
     return units / (clock() - began)
@@ -53,14 +54,14 @@ def compare(
     right: Callable[[], float],
     rounds: int = ROUNDS,
 ) -> None:
-    """Print the median ratio of two rates, with the least and the greatest.
+    """Print the median ratio of two rates, with minimum and maximum.
 
     Args:
-        title: what is divided by what.
-        wanted: what the ratio should be.
+        title: description of the ratio.
+        wanted: the expected ratio.
         left: measures the dividend, in work per second.
         right: measures the divisor.
-        rounds: how often both are measured, in turns, after a first time that does not count.
+        rounds: number of alternate measurements of both, after a warm-up.
     """
     left()
     right()
@@ -75,11 +76,11 @@ class Steps:
 
     Args:
         pool: the workers.
-        recipe: what is timed, with `ENDLESS` steps.
+        recipe: the recipe to time, with `ENDLESS` steps.
         data: the data set.
-        real: real images of the statistics, or of the batches of `real: sampled`; absent: all of
-            the training split.
-        weights: of the trained networks.
+        real: real images for the statistics, or for the batches of `real: sampled`; None for the
+            whole training split.
+        weights: weights of the trained networks.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Steps:
         self._synthesizer.call("advance", self._task, before, self._step)
 
     def rate(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
-        """Steps a second of a clock."""
+        """Steps per second of a clock."""
         return rate(lambda: self.advance(steps), steps, clock)
 
 

@@ -1,9 +1,9 @@
 """Memory and speed of trajectory gradients: `python -m benchmarks.trajectories [--rounds 5]
 [--clock wall]`.
 
-As in `timing.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
-greatest of the rounds; nothing is asserted. The peak of memory is that of a process of its own,
-beyond what it holds once everything is made.
+As in `timing.py`, results are ratios of two implementations of the same work, timed alternately,
+with minimum and maximum over the rounds; nothing is asserted. Peak memory is that of a separate
+process, excluding its memory after setup.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ WIDTH = 64
 
 
 def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple[Tensor, ...]]:
-    """The gradient by images, soft labels and step size, for a ConvNet of half width that takes so
-    many steps on all images.
+    """The gradient with respect to images, soft labels and step size, for a ConvNet of half width
+    that takes a number of steps on all images.
     """
     network = networks.build(NetworkSettings(name="convnet", width=WIDTH), SHAPE, CLASSES, seed=0)
     student = FlatNetwork(network)
@@ -63,7 +63,7 @@ def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple
 
 
 def peak(way: Way, steps: int, found: multiprocessing.SimpleQueue[float]) -> None:
-    """Most memory of a process that does nothing else, beyond what it holds before, in MB."""
+    """Peak memory of a separate process in MB, excluding its memory before the work."""
     torch.set_num_threads(1)
     once = gradient(way, steps, 100, True)
     before = kilobytes("VmRSS")

@@ -16,7 +16,7 @@ from rayd.export import export
 
 GALLERY = Path(__file__).parent / "gallery"
 LARGEST = 200_000
-"""Bytes of a file up to which a set is added."""
+"""Maximum size in bytes of a set's file."""
 
 
 def add(directory: Path) -> None:

@@ -1,7 +1,7 @@
-"""Examples, tables and formulas in docstrings for the site; an extension of Griffe.
+"""Griffe extension for examples, tables and formulas in docstrings on the site.
 
-An example, which pytest runs, would otherwise be a quotation in a quotation, a table code that a
-phone does not show, and the role of a formula would stand in the text.
+Otherwise, doctest examples would be rendered as nested quotations, tables as code too wide for
+phones, and roles of formulas as literal text.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FORMULA = re.compile(r":math:`([^`]+)`")
 
 
 class Docstrings(griffe.Extension):
-    """Write examples between fences, and formulas as MathML."""
+    """Convert examples to fenced code, and formulas to MathML."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Change the docstring of a module, class, function or attribute."""
+        """Convert the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
             text = EXAMPLE.sub(_fenced, obj.docstring.value)
             text = INDENTED.sub(_as_python, with_tables(text))
@@ -42,7 +42,7 @@ def _fenced(example: re.Match[str]) -> str:
 
 
 def _as_python(code: re.Match[str]) -> str:
-    """Indented code between fences, so that it is coloured, if it is Python."""
+    """Convert indented Python code to fenced code, for syntax highlighting."""
     lines = inspect.cleandoc(code[0])
     try:
         ast.parse(lines)
@@ -52,5 +52,5 @@ def _as_python(code: re.Match[str]) -> str:
 
 
 def _drawn(formula: re.Match[str]) -> str:
-    # the joiner is not seen; a line that begins with the tag would be a block of its own
+    # the joiner is invisible; a line that begins with the tag would become a separate block
     return f"\u2060{convert(' '.join(formula[1].split()))}"

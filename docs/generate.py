@@ -1,11 +1,11 @@
-"""Pages that are made from the code, so that they cannot disagree with it; a hook of MkDocs.
+"""MkDocs hook that generates pages from the code, so that they cannot contradict it.
 
 `methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
 `command-line.md` the help of every command, `reproducing.md` every recipe with the paper's number
 and ours, `gallery.md` the sets in `gallery/`, and `clusters.md` the README of `clusters/`.
 
-Pages in `pages/` link to the sources of these, so that their links also work where they are read as
-they are, on a code host; on the site they lead to the pages.
+Pages in `pages/` link to the sources of these pages, so that links also work on a code host; on the
+site they lead to the generated pages.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rayd.evaluation.matrix import words_of  # noqa: E402
 from rayd.evaluation.report import Report  # noqa: E402
 
 RESULTS = {"paper", "measured"}
-"""Fields of a recipe that are no settings."""
+"""Fields of a recipe that are not settings."""
 GALLERY = TOP / "docs" / "gallery"
 """Distilled sets with their pictures and reports."""
 FORMULAS = TOP / "docs" / "formulas.yaml"
@@ -52,26 +52,26 @@ PAGES_OF_SOURCES = {
     r"\.\./\.\./rayd/methods/(\w+)\.py": r"methods/\1.md",
     r"\.\./\.\./\.github/([\w.-]+\.png)": r"pictures/\1",
 }
-"""Pages of the site by the files of the repository that they are made from, in links."""
+"""Pages of the site by pattern of links to the source files from which they are generated."""
 CODE = re.compile(r"<code>([^<]{1,24})</code>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 NUMBER = re.compile(r"<td>([+-]?\d[\d.,]*(?: [±×]\s[\d.]+)?)</td>")
 LITERAL = re.compile(
     r"(?<![^\s(])(?:--[a-z][\w-]*|\$[A-Z_]+|~/[\w./]+|[\w.]+=\S+?|\S*[<*]\S*?)(?=[,;:.)]*(?:\s|$))"
 )
-"""Words of help that are typed as they stand."""
+"""Words in help texts that users type literally."""
 INDENTED = re.compile(
     r'(<span id="[\w-]*__line[\w-]*")(>(?:<a [^>]*></a>)?(?:<span class="\w+">)?( +))'
 )
 MANY = 5
-"""Columns of tables whose rows stand below each other on phones."""
+"""Minimum number of columns of tables whose cells are stacked on phones."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the pages of the methods to the menu."""
     for entry in config.nav or []:
         if isinstance(entry, dict) and "Methods" in entry:
-            # the name of the method alone: titles are sentences
+            # only the method's name, as titles are sentences
             entry["Methods"] += [
                 {title.partition(":")[0]: f"methods/{module}.md"} for module, title in _titles()
             ]
@@ -98,7 +98,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Lead links to sources to the pages made from them; append the README of the cluster files to
+    """Redirect links from sources to generated pages, and append the README of the cluster files to
     their page.
     """
     for source, target in PAGES_OF_SOURCES.items():
@@ -107,17 +107,17 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
         return markdown
     readme = (TOP / "clusters" / "README.md").read_text(encoding="utf-8")
     _, table, rest = readme.partition("| way and file |")
-    # the site does not hold the files
+    # the site does not contain the files
     rest = re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", rest)
     rest = re.sub(r"\[([^]`]+)\]\(([^):]+\.\w+)\)", r"\1 (`clusters/\2`)", rest)
     return f"{markdown}\n{table}{rest}"
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Mark names and numbers that no line breaks, and tables with the columns of their cells."""
+    """Mark names and numbers without line breaks, and cells of tables with their columns."""
     html = CODE.sub(r'<code class="short">\1</code>', html)
     html = NUMBER.sub(r'<td class="number">\1</td>', html)
-    # where a line of code is wrapped, the rest of it is indented more than its beginning
+    # the rest of a wrapped line of code is indented further than its beginning
     html = INDENTED.sub(lambda line: f'{line[1]} style="--indent: {len(line[3])}ch"{line[2]}', html)
     return TABLE.sub(_with_labels, html)
 
@@ -152,7 +152,7 @@ def modules() -> dict[str, list[type[methods.Method]]]:
 
 
 def method_index() -> str:
-    """The list of methods with what each does."""
+    """The page with the list of methods and their summaries."""
     lines = [
         "# Methods",
         "",
@@ -170,14 +170,14 @@ def method_index() -> str:
 
 
 def _titles() -> Iterator[tuple[str, str]]:
-    """Each module of methods with the title of its page."""
+    """Yield each module of methods with the title of its page."""
     for module in sorted(modules()):
         head = inspect.getdoc(sys.modules[f"rayd.methods.{module}"]) or ""
         yield module, split_head(head)[0]
 
 
 def method_pages() -> Iterator[tuple[str, str]]:
-    """Name and content of the page of each module."""
+    """Yield name and content of the page of each module."""
     formulas = yaml.safe_load(FORMULAS.read_text(encoding="utf-8"))
     for module, found in sorted(modules().items()):
         head = inspect.getdoc(sys.modules[f"rayd.methods.{module}"]) or ""
@@ -192,7 +192,7 @@ def method_pages() -> Iterator[tuple[str, str]]:
 
 
 def split_head(head: str) -> tuple[str, str]:
-    """The first sentence of a module's head, which may take several lines, and the rest."""
+    """Split a module's head into its first sentence, possibly of several lines, and the rest."""
     title, _, body = head.partition("\n\n")
     first, dot, more = " ".join(title.split()).partition(". ")
     return (first + dot).strip().rstrip("."), "\n\n".join(part for part in (more, body) if part)
@@ -202,17 +202,17 @@ def formula(latex: str) -> str:
     """LaTeX as MathML, which browsers draw without a script; a double backslash begins a line."""
     text = " ".join(latex.split())
     for operator in ("min", "sum"):
-        # the converter writes an index below in some places alone
+        # the converter places indices below operators only in some cases
         text = text.replace(f"\\{operator}_", f"\\{operator}\\limits_")
     lines = [convert(line.strip(), display="block") for line in text.split("\\\\ ")]
     return f'<div class="formula">{"".join(lines)}</div>'
 
 
 def with_formula(body: str, drawn: str) -> str:
-    """Put a formula in the place of the objective in plain text, or below the paper without one.
+    """Replace the objective in plain text by a formula, or insert it after the citation.
 
-    The objective is the line that begins with "minimise over", or else the first equation that is
-    set as code, and the lines indented more below it.
+    The objective is the line that begins with "minimise over", or else the first equation in a code
+    block, with the more deeply indented lines below it.
     """
     lines = body.splitlines()
     objective = next((line for line in lines if line.startswith("    minimise over")), None)
@@ -276,12 +276,12 @@ def _help(command: Any, name: str) -> Iterator[str]:
     yield from ["```text", " ".join([name, *command.collect_usage_pieces(context)]), "```", ""]
     yield from [escaped(_with_code(inspect.cleandoc(command.help or ""))), ""]
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    # every command has these two, as is said above
+    # every command has these two, as stated above
     shown = [record for record in records if record and record[0] not in ("--help", "--debug")]
     if shown:
         yield from ["| parameter | meaning |", "|---|---|"]
         for usage, meaning in shown:
-            # a list is what can be repeated
+            # options of list type can be repeated
             usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage).replace(" range>", ">")
             usage = usage.replace("<Path>", "<path>")
             words = _with_code(_limits(" ".join(meaning.split())))
@@ -299,12 +299,12 @@ def _help(command: Any, name: str) -> Iterator[str]:
 
 
 def _with_code(text: str) -> str:
-    """Help with options, settings, variables and patterns of paths as code."""
+    """Format options, settings, variables and path patterns in help texts as code."""
     return text if "`" in text else LITERAL.sub(r"`\g<0>`", text)
 
 
 def _limits(meaning: str) -> str:
-    """The remarks of Typer at the end of an option's help, in words."""
+    """Rephrase Typer's remarks at the end of an option's help."""
     text, bracket, remarks = meaning.rpartition(" [")
     if not bracket or not remarks.endswith("]"):
         return meaning
@@ -322,7 +322,7 @@ def _limits(meaning: str) -> str:
 
 
 def _commands(command: Any, names: list[str]) -> Iterator[tuple[list[str], Any]]:
-    """All commands below a group, which is itself the first."""
+    """Yield a group and all commands below it."""
     yield names, command
     for name, below in getattr(command, "commands", {}).items():
         if not below.hidden:
@@ -342,7 +342,7 @@ def settings() -> str:
     ]
     shown: dict[type[BaseModel], tuple[str, BaseModel | None]] = {}
     for path, model, defaults in _models(Recipe, "", None):
-        # a heading of its own, so that the group above can link to it
+        # a separate heading, so that the group above can link to it
         lines += [f"## {f'`{path}` {{ #{path} }}' if path else 'The recipe'}", ""]
         description = (inspect.getdoc(model) or "").split("\n\n")[0]
         lines += [" ".join(description.split()), ""]
@@ -368,7 +368,7 @@ def _setting_row(full: str, field: Any, default: Any) -> str:
     if values := _choices(field.annotation):
         text = f"{text} One of {', '.join(f'`{value}`' for value in values)}."
     text = text.replace("|", "\\|")
-    # a phone breaks the key at its dots; the last mark tells the style that it is one
+    # phones break the key at its dots; the last tag marks it for the style sheet
     key = full.replace(".", ".<wbr>") + "<wbr>"
     value = f"[below](#{full})" if _group(field) else _default(default)
     return f"| <code>{key}</code> | {value} | {text} |"
@@ -377,7 +377,7 @@ def _setting_row(full: str, field: Any, default: Any) -> str:
 def _models(
     model: type[BaseModel], path: str, defaults: BaseModel | None
 ) -> Iterator[tuple[str, type[BaseModel], BaseModel | None]]:
-    """A model of settings and those in its fields, each with what it is by default there."""
+    """Yield a settings model and those nested in its fields, with their default values there."""
     yield path, model, defaults
     for name, field in model.model_fields.items():
         inner = _group(field)
@@ -388,13 +388,13 @@ def _models(
 
 
 def _group(field: Any) -> type[BaseModel] | None:
-    """The settings in a field; None where it has a value."""
+    """The settings model of a field; None for plain values."""
     inner = [each for each in _types(field.annotation) if issubclass(each, BaseModel)]
     return inner[0] if len(inner) == 1 and inner[0].model_fields else None
 
 
 def _default_in(defaults: BaseModel | None, name: str, field: Any) -> Any:
-    """The default of a field where its group is used."""
+    """The default of a field in the context in which its group is used."""
     if defaults is not None:
         return getattr(defaults, name)
     return field.get_default(call_default_factory=True)
@@ -415,33 +415,33 @@ def _types(annotation: Any) -> Iterator[type]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values that a setting may have, where these are few words."""
+    """The possible values of a setting, if these are a few words."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if get_origin(annotation) in (Union, UnionType):
         kinds = [each for each in get_args(annotation) if each is not NoneType]
         found = [value for each in kinds for value in _choices(each)]
-        # with other types beside them the words are no complete list
+        # with other types, the words are not a complete list
         return found if all(get_origin(each) is Literal for each in kinds) else []
     return []
 
 
 def _default(value: Any) -> str:
-    """A default as the command line takes it."""
+    """Format a default as on the command line."""
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, tuple | list):
         value = [_short(each) for each in value]
     if value in ("", {}):
         return ""
-    # as the command line takes it: words without quotation marks
+    # as on the command line: words without quotation marks
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     words = text.replace("_", "_<wbr>").replace('"', "")
     return f"<code>{words}</code>" if len(text) <= 60 else "see the schema"
 
 
 def _short(value: Any) -> Any:
-    """A part of a default: of a model what differs from its own defaults, a bare name if it can."""
+    """Abbreviate a part of a default: only what differs from a model's defaults, or a bare name."""
     if not isinstance(value, BaseModel):
         return value
     content = value.model_dump(mode="json", exclude_defaults=True)
@@ -451,7 +451,7 @@ def _short(value: Any) -> Any:
 
 
 def reproducing() -> str:
-    """Every recipe that has a number, with the paper's and ours."""
+    """The page of all recipes that have a result, with the paper's and ours."""
     lines = [
         "# Reproducing papers",
         "",
@@ -492,12 +492,12 @@ def _published(headline: recipes.Headline) -> str:
 def _number(value: float | None, std: float | None) -> str:
     if value is None:
         return ""
-    # the deviation does not stand apart from its sign
+    # no line break between the sign and the deviation
     return f"{value:.3f}" if std is None else f"{value:.3f} ±\u00a0{std:.3f}"
 
 
 def gallery() -> str:
-    """The sets of the gallery: picture, accuracy, what they are, and their files."""
+    """The page of the gallery: picture, accuracy, description and files of each set."""
     lines = [
         "# Gallery",
         "",

@@ -1,4 +1,4 @@
-"""Draw the picture at the head of the README: real images, distilled ones, what they are worth.
+"""Draw the picture at the head of the README: real images, distilled images and accuracies.
 
 rayd distill digits --out runs/digits
 python docs/overview.py runs/digits .github/overview.png
@@ -19,7 +19,7 @@ from rayd.drawing import as_image, new_figure, styled
 from rayd.evaluation.report import Report
 
 COLUMNS = 16
-"""Real images shown of each class."""
+"""Number of real images shown per class."""
 
 
 def grid(axes: Axes, images: npt.NDArray[np.float64], title: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables of docstrings, which are aligned with spaces to be read in an editor, as tables in Markdown."""
+"""Conversion of space-aligned tables in docstrings to Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 LONGEST = 24
 """Characters of a symbol of an objective."""
 HEADS = ("filter", "transform")
-"""First cells of the rows that name columns."""
+"""First cells of header rows."""
 CELL = re.compile(r"\S+(?: \S+)*")
 
 
 def with_tables(body: str) -> str:
-    """Make tables of the symbols, which are paragraphs of code with two columns or two such pairs,
-    and of other paragraphs whose cells stand below each other.
+    """Convert symbol lists, i.e. code paragraphs of one or two pairs of columns, and other
+    paragraphs with aligned cells to tables.
     """
     paragraphs = body.split("\n\n")
     return "\n\n".join(
@@ -22,14 +22,14 @@ def with_tables(body: str) -> str:
 
 
 def _symbols(paragraph: str) -> str | None:
-    """A paragraph as a table of symbols; None if it is something else."""
+    """Convert a paragraph to a table of symbols; None if it is something else."""
     pairs: list[list[str]] = []
     for line in paragraph.splitlines():
         if not line.startswith("    "):
             return None
         parts = re.split(r" {2,}", line.strip())
         if line.startswith("     "):
-            # goes on with the meaning above
+            # continues the meaning above
             if not pairs:
                 return None
             pairs[-1][1] += f" {parts.pop(0)}"
@@ -45,7 +45,7 @@ def _symbols(paragraph: str) -> str | None:
 
 
 def _columns(paragraph: str) -> str | None:
-    """A paragraph of aligned cells as a table; None if it is something else."""
+    """Convert a paragraph of aligned cells to a table; None if it is something else."""
     lines = paragraph.splitlines()
     if not all(line.startswith("    ") for line in lines):
         return None
@@ -60,7 +60,7 @@ def _columns(paragraph: str) -> str | None:
         if cells[0][0] == starts[0]:
             rows.append([""] * len(starts))
         for start, text in cells:
-            # a line without a first cell goes on with the cells above
+            # a line without a first cell continues the cells above
             column = starts.index(start)
             rows[-1][column] = f"{rows[-1][column]} {escaped(text)}".strip()
     head = rows.pop(0) if rows[0][0] in HEADS else [""] * len(starts)

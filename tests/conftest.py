@@ -13,7 +13,7 @@ from rayd.engine.progress import StageDisplay, StageProgress
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.recipes import assemble
 
-# Ray makes its workers nice, so that on a busy machine they hardly run
+# Ray raises the niceness of its workers, so that they would hardly run on a busy machine
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
@@ -26,8 +26,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured of the machine is measured once for all tests, so that all of them compute
-    alike.
+    """Properties of the machine are measured once for all tests, so that all of them compute in the
+    same way.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYD_MACHINE", str(tmp_path_factory.mktemp("machine")))
@@ -36,8 +36,8 @@ def _own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are compared with each other: each makes its set itself, unless a test is about runs
-    that share it.
+    """Tests compare runs with each other, so each run computes its own set, unless the test is
+    about runs that share it.
     """
     if request.node.get_closest_marker("shared_synthesis") is None:
         key = Synthesis.key
@@ -51,7 +51,7 @@ def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small tensors: more threads only get in each other's way."""
+    """One thread, as more only cause overhead for small tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,5 +1,5 @@
-"""What goes wrong in tests: runs that break off at a step, workers that are killed; and what must
-come out all the same.
+"""Faults for tests: runs that fail at a step, workers that are killed, and the results that must
+not change.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rayd.recipes import resolve
 
 
 class InterruptionError(RaydError):
-    """Stands for whatever ends a process."""
+    """Simulates any error that ends a process."""
 
 
 class Stopping(RunCallback):
-    """Ends a run with an error at its first logged step of the synthesis from one on; with step 0,
-    before the first step.
+    """Ends a run with an error at the first logged step of the synthesis that is not before a given
+    step; with step 0, before the first step.
     """
 
     def __init__(self, error: BaseException, step: int = 1):
@@ -36,12 +36,12 @@ class Stopping(RunCallback):
         self._step = step
 
     def on_stage(self, stage: str) -> None:
-        """Fail, where no step is waited for."""
+        """Fail at once, if no step is given."""
         if stage == "synthesize" and self._step == 0:
             raise self._error
 
     def on_step(self, step: Step) -> None:
-        """Fail, where the step is reached."""
+        """Fail if the step is reached."""
         if step.stage == "synthesize" and step.step >= self._step:
             raise self._error
 
@@ -52,12 +52,12 @@ def stopping(error: BaseException, step: int = 1) -> Callbacks:
 
 
 class Interrupting(RunCallback):
-    """Stands for Ctrl-C at a logged step, once; a recipe can name it."""
+    """Simulates Ctrl-C at a logged step, once; can be named in a recipe."""
 
     pending = False
 
     def on_step(self, step: Step) -> None:
-        """Interrupt the run, if that is still to come."""
+        """Interrupt the run, unless that has happened."""
         if type(self).pending:
             type(self).pending = False
             raise KeyboardInterrupt
@@ -70,7 +70,8 @@ def every_step_logged(recipe: Recipe) -> Recipe:
 
 
 def break_off(recipe: Recipe, out: Path, steps: int, block: int = 0, **options: Any) -> None:
-    """Run a recipe until a block of its synthesis has made some steps, and end it with an error.
+    """Run a recipe until a block of its synthesis has taken a number of steps, and end it with an
+    error.
 
     All steps are logged.
     """
@@ -86,7 +87,7 @@ def break_off(recipe: Recipe, out: Path, steps: int, block: int = 0, **options: 
 
 
 class Steps(RunCallback):
-    """Remembers the steps of the synthesis that were made."""
+    """Records the steps of the synthesis."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
@@ -116,8 +117,8 @@ def workers_of(driver: int) -> list[int]:
 
 
 def kill_one_in_each_stage(running: subprocess.Popen[bytes], directory: Path) -> int:
-    """Kill a worker of a run with two of them once in each of its stages, until it ends; how many
-    were killed.
+    """Kill one of the two workers of a run once in each of its stages, until it ends; the number of
+    kills.
     """
     killed = 0
     stages = -1
@@ -158,8 +159,8 @@ def four_observers(**overrides: Any) -> Recipe:
 
 
 def made(run: Path, cache: Path) -> dict[str, bytes]:
-    """All that a run with stored labels made: set, labels and the observers' weights; other facts
-    of these tell of time.
+    """Results of a run with stored labels: set, labels and the observers' weights, without fields
+    that depend on time.
     """
     files = {path.name: path.read_bytes() for path in (run / "distilled").rglob("*.safetensors")}
     weights = {

@@ -20,10 +20,10 @@ from tests.faults import workers_of
 STAGES = ("squeeze", "measure", "synthesize", "relabel", "evaluate")
 VICTIMS = ("worker", "driver")
 AT_LEAST = 2
-"""Kills in each stage."""
+"""Minimum number of kills in each stage."""
 DELAY = 1.0
-"""Most seconds between the moment that was drawn and the kill: it may hit what is just starting
-again.
+"""Maximum seconds between the drawn moment and the kill, which may hit a process that is just
+restarting.
 """
 PROGRAM = """
 from rayd.cli import main
@@ -33,17 +33,17 @@ from rayd.training import stored_labels
 measure.SHARD, stored_labels.CHUNK_EPOCHS, status.INTERVAL = 8, 1, 0.1
 main()
 """
-"""rayd, whose shards and chunks are so small that digits make many of them, and which tells often
-how far it is.
+"""rayd with shards and chunks so small that digits have many of them, and with frequent status
+updates.
 """
 
 Place = tuple[int, float]
-"""A stage, by its index, and the share of it that is done."""
+"""Index of a stage, and the share of it that is done."""
 
 
 def long_enough(scale: float) -> dict[str, Any]:
-    """Settings of a run that can be hit in every stage: with 1 it takes about a minute on two idle
-    cores.
+    """Settings of a run long enough to be hit in every stage: with a scale of 1, it takes about a
+    minute on two idle cores.
     """
     return {
         "squeeze": {"epochs": round(50 * scale)},
@@ -60,14 +60,14 @@ class Kill:
     victim: str
     """What it was."""
     place: Place
-    """How far the run was."""
+    """Progress of the run."""
     at: float
     """When, in seconds since the run began."""
 
 
 @dataclass
 class Run:
-    """`rayd distill` in a process of its own, which is started again when it was killed."""
+    """`rayd distill` in a separate process, which is restarted after it was killed."""
 
     recipe: Path
     out: Path
@@ -75,7 +75,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
     seen: list[tuple[float, Place]] = field(default_factory=list)
-    """How far the run was, at which second."""
+    """Progress of the run, with the time in seconds."""
 
     def __post_init__(self) -> None:
         self._start()
@@ -96,11 +96,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since it began, until now or its end."""
+        """Seconds since it began, until now or its end."""
         return (self.ended or time.monotonic()) - self.began
 
     def going_on(self) -> bool:
-        """Whether it is not over yet.
+        """Whether the run is still going on.
 
         Raises:
             CalledProcessError: it failed.
@@ -113,7 +113,7 @@ class Run:
         return code is None
 
     def place(self) -> Place | None:
-        """How far the process that runs now says that it is."""
+        """Progress that the current process reports."""
         told = self._told()
         if told.get("stage") not in STAGES:
             return None
@@ -126,7 +126,7 @@ class Run:
         return place
 
     def kill(self, victim: str, draws: random.Random) -> bool:
-        """Kill a process, if there is one such; a driver is started again."""
+        """Kill a process of this kind, if there is one; a driver is restarted."""
         if victim == "driver":
             self.process.kill()
             self.process.wait()
@@ -148,7 +148,7 @@ class Run:
 
 
 def undisturbed(recipe: Path, out: Path, cache: Path) -> Run:
-    """A run that nobody touches."""
+    """An undisturbed run."""
     run = Run(recipe, out, cache)
     while run.going_on():
         run.place()
@@ -159,11 +159,11 @@ def undisturbed(recipe: Path, out: Path, cache: Path) -> Run:
 def killed_at_random(
     recipe: Path, out: Path, cache: Path, seed: int, kills: int, tell: Callable[[Kill], object]
 ) -> tuple[Run, list[Kill]]:
-    """A run of which a worker, perhaps with the synthesizer, or the driver is killed so many times,
-    the driver with SIGKILL as the others.
+    """A run with a number of kills, with SIGKILL, of the driver or of a worker, possibly together
+    with the synthesizer.
 
-    Moments are drawn uniformly from stages that are drawn, `AT_LEAST` in each. `tell` is told of
-    each kill.
+    Stages are drawn at random, with at least `AT_LEAST` kills in each, and moments uniformly within
+    them. `tell` is called with each kill.
 
     Raises:
         AssertionError: the run ended before all of them happened.
@@ -197,9 +197,7 @@ def killed_at_random(
 
 
 def lost(run: Run, kills: list[Kill]) -> Iterator[float]:
-    """Seconds until the run was further than it was when it was hit, which may be after further
-    hits.
-    """
+    """Seconds until the run had passed the point of the hit, possibly after further hits."""
     for kill in kills:
         yield (
             next((at for at, place in run.seen if at > kill.at and place > kill.place), run.seconds)

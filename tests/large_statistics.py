@@ -13,10 +13,10 @@ from rayd.statistics import Moments
 
 
 class LargeStatistics(ObserverTasks):
-    """Reports moments of features of so many dimensions that they take some MB.
+    """Reports moments of features with enough dimensions to take a given number of MB.
 
     Args:
-        megabytes: of the moments of all classes.
+        megabytes: size of the moments of all classes.
     """
 
     def __init__(self, megabytes: int, *arguments: Any):

@@ -1,5 +1,5 @@
-"""Clusters on this machine whose nodes come and go, in tests and in the middle of every stage of a
-run.
+"""Clusters on this machine whose nodes join and are lost, in tests and in the middle of every stage
+of a run.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ QUICK_TO_NOTICE = {
     "health_check_failure_threshold": 3,
 }
 STAGES = ("squeeze", "measure", "synthesize", "relabel")
-"""Those in which nodes come and go."""
+"""Stages in which nodes join and are lost."""
 PAUSE = 0.3
-"""Seconds that a piece of work takes longer until the nodes of its stage have changed."""
+"""Additional seconds of a piece of work until the nodes of its stage have changed."""
 LIMIT = 240.0
-"""Seconds in which a node must be at work, or gone."""
+"""Seconds within which a node must be working, or gone."""
 
 
 @contextmanager
 def several_nodes() -> Iterator[Cluster]:
-    """A head that holds no worker, to which this process is connected."""
+    """A head node without workers, to which this process is connected."""
     ray.shutdown()
     made = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE}
@@ -57,13 +57,13 @@ def several_nodes() -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Notes:
-    """What workers write down while they work, in a directory that all nodes see."""
+    """Log of the workers' progress, in a directory that all nodes share."""
 
     directory: Path
 
     def work(self, stage: str) -> None:
-        """Note a piece of work that is done, and take longer over it as long as the nodes are as
-        they were.
+        """Record a finished piece of work, with a delay as long as the nodes of the stage have not
+        changed.
         """
         node = self.directory / stage / ray.get_runtime_context().get_node_id()
         node.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ class Notes:
             time.sleep(PAUSE)
 
     def pieces(self, stage: str) -> dict[str, int]:
-        """How many pieces of a stage each node has done."""
+        """Number of pieces of a stage that each node has done."""
         return {node.name: node.stat().st_size for node in (self.directory / stage).glob("[!.]*")}
 
     def change(self, stage: str) -> None:
-        """The nodes of a stage have changed."""
+        """Record that the nodes of a stage have changed."""
         self._changed(stage).touch()
 
     def _changed(self, stage: str) -> Path:
@@ -85,7 +85,7 @@ class Notes:
 
 
 class Noted(Worker):
-    """A worker that notes where it works."""
+    """A worker that records its node."""
 
     def __init__(self, notes: Notes, *arguments: Any):
         super().__init__(*arguments)
@@ -112,7 +112,7 @@ class Noted(Worker):
 
 @dataclass(frozen=True)
 class Move:
-    """A node that joined and one that was lost while a stage went on."""
+    """A node that joined and one that was lost during a stage."""
 
     stage: str
     """In which stage."""
@@ -121,13 +121,12 @@ class Move:
     lost: str
     """Node that was lost."""
     by_joined: int
-    """Pieces of the stage's work that the node which joined had done when the other one was
-    lost.
+    """Number of pieces of the stage's work that the new node had done when the other one was lost.
     """
     by_lost: int
-    """Pieces that the node which was lost had done."""
+    """Number of pieces that the lost node had done."""
     seconds: float
-    """From the call for the new node until the old one was known to be gone."""
+    """Seconds from the start of the new node until the old one was known to be gone."""
 
 
 def finely_cut(patch: pytest.MonkeyPatch) -> None:
@@ -206,7 +205,7 @@ class _Thread:
             self._error = error
 
     def until(self, reached: Callable[[], bool], what: str) -> None:
-        """Wait for something, as long as the run goes on."""
+        """Wait for a condition while the run goes on."""
         limit = time.monotonic() + LIMIT
         while not reached():
             if not self._thread.is_alive():

@@ -1,4 +1,4 @@
-"""Notebooks of tests: made of scripts in cells, and run in a kernel of their own."""
+"""Notebooks for tests, built from scripts in cells and run in their own kernel."""
 
 import json
 import os
@@ -35,9 +35,9 @@ def executed(notebook: Any, folder: Path, timeout: float = 600) -> Any:
     """The notebook after a run from top to bottom, in a folder, with one thread of torch.
 
     Args:
-        notebook: what is run; outputs are added to it.
+        notebook: the notebook, to which outputs are added.
         folder: working directory of its kernel.
-        timeout: of a cell in seconds, also beside much other work.
+        timeout: seconds per cell, long enough for a busy machine.
     """
     client = nbclient.NotebookClient(
         notebook,
@@ -49,7 +49,7 @@ def executed(notebook: Any, folder: Path, timeout: float = 600) -> Any:
 
 
 def printed(cell: Any) -> str:
-    """What a cell wrote to standard output."""
+    """Standard output of a cell."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 

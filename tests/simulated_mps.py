@@ -1,7 +1,8 @@
-"""A stand-in for Apple's GPU: it refuses float64, and tensors of the host beside its own.
+"""A simulation of Apple's GPU, which refuses float64, and operations that mix its tensors with
+those of the host.
 
-Tensors stay on the CPU and only say that they are on `mps`, so it serves mathematics: `Module.to` does
-not move a network there.
+Tensors stay on the CPU and only report `mps` as their device. This is sufficient for testing
+computations, but `Module.to` does not move a network there.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ MPS = torch.device("mps", 0)
 REFUSED = (
     "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
 )
-"""As torch says it."""
+"""Torch's message."""
 
 
 class SimulatedTensor(torch.Tensor):
-    """A tensor that says that it is on the GPU."""
+    """A tensor that reports the GPU as its device."""
 
     device = property(lambda self: MPS)  # type: ignore[assignment]
 
@@ -48,7 +49,7 @@ def there(value: Tensor) -> Tensor:
     """
     if value.dtype in (torch.float64, torch.complex128):
         raise TypeError(REFUSED)
-    # what was changed in place stays the same object
+    # in-place operations must return the same object
     return value if isinstance(value, SimulatedTensor) else value.as_subclass(SimulatedTensor)
 
 
@@ -100,7 +101,7 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         plain = source.as_subclass(Tensor)
         result = plain.to(*rest, **kwargs) if rest or kwargs else plain
-    # numbers are converted where they come from
+    # values are converted on the source device
     if isinstance(source, SimulatedTensor) and result.dtype != source.dtype:
         there(result)
     return there(result) if target.type == "mps" else result

@@ -1,4 +1,4 @@
-"""A worker that takes a given time for an image: idle workers show, however few cores there are."""
+"""A worker with a given time per image, which makes idle workers visible even on few cores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SlowWorker(Worker):
     """A worker that sleeps for every image: a third of the time forward, two thirds backward.
 
     Args:
-        log: a file of the process ids of all answers.
-        seconds: for an image.
+        log: file for the process ids of all results.
+        seconds: time per image.
     """
 
     def __init__(self, *arguments: Any, log: Path, seconds: float, **options: Any):
@@ -32,7 +32,7 @@ class SlowWorker(Worker):
         return part
 
     def gradient(self, task: GradientTask) -> GradientResult:
-        """Computes, sleeps, and signs."""
+        """Compute, sleep, and record the process id."""
         result = super().gradient(task)
         images = len(next(iter(result.gradients.values()))) / task.parts
         time.sleep(self._seconds * images * 2 / 3)
@@ -42,5 +42,5 @@ class SlowWorker(Worker):
 
 
 def shares(log: Path) -> Counter[str]:
-    """Answers by process id."""
+    """Number of results by process id."""
     return Counter(log.read_text().split())

@@ -260,7 +260,7 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         (
             "dm",
             {"experts": {"epochs": 8}},
-            "'experts' has no effect.* method 'dm' follows no experts",
+            "'experts' has no effect.* method 'dm' uses no experts",
         ),
         (
             "dm",

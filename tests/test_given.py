@@ -495,7 +495,7 @@ class Raw(nn.Module):
     ("arguments", "sentence"),
     [
         ({"network": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, r"Got \(2, 4\) instead"),
-        ({"network": Raw()}, "cannot be drawn anew: 'weight'"),
+        ({"network": Raw()}, "cannot be reset: 'weight'"),
         ({"network": 7}, "'network' must be a name, a torch module"),
         ({"method": nn.Linear}, "'method' must be a name or a subclass"),
         ({"method": "dn"}, "Unknown method"),

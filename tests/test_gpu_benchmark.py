@@ -171,4 +171,4 @@ def test_a_result_of_another_machine_is_left_alone(finished, tmp_path, capsys):
     content["environment"]["processor"] = "another"
     (tmp_path / "gpu.json").write_text(json.dumps(content))
     assert benchmark(tmp_path) == (2, content)
-    assert "was made with another 'environment'" in capsys.readouterr().err
+    assert "was written with another 'environment'" in capsys.readouterr().err

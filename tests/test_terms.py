@@ -258,7 +258,7 @@ def test_what_is_not_finite_gives_no_finite_value(name):
     )
     arguments = (real, broken, torch.arange(9) % CLASSES, labels)
     if name in ("filter", "curriculum"):
-        with pytest.raises(rayd.errors.RaydError, match="not finite any more"):
+        with pytest.raises(rayd.errors.RaydError, match="no longer finite"):
             term(*arguments)
     else:
         assert term(*arguments, generator=_drawn()).isnan()
@@ -269,7 +269,7 @@ UNFIT_LABELS = {
     "floats": (LABELS.float(), TypeError, "class indices, a tensor of integers"),
     "truths": (LABELS > 0, TypeError, "class indices, a tensor of integers"),
     "rows": (torch.eye(CLASSES)[LABELS], TypeError, "class indices, a tensor of integers"),
-    "column": (LABELS[:, None], ValueError, r"class indices \(6,\), one an image"),
+    "column": (LABELS[:, None], ValueError, r"class indices \(6,\), one per image"),
     "too few": (LABELS[:5], ValueError, r"Got int64 \(5,\)"),
     "one": (LABELS[:1], ValueError, r"Got int64 \(1,\)"),
     "negative": (LABELS - 1, ValueError, "Got -1 to 1"),
@@ -369,9 +369,9 @@ def test_probabilities_are_labels_of_the_cross_entropy_alone():
     torch.testing.assert_close(rayd.terms.cross_entropy(logits, rows), expected)
     with pytest.raises(ValueError, match=r"or rows of numbers \(6, 3\)"):
         rayd.terms.cross_entropy(logits, LABELS.float())
-    with pytest.raises(ValueError, match="as many images and classes"):
+    with pytest.raises(ValueError, match="logits of equal shape"):
         rayd.terms.flatness(logits, logits[:, :1])
-    with pytest.raises(ValueError, match=r"on tensors use compare='logits'"):
+    with pytest.raises(ValueError, match=r"tensors use compare='logits'"):
         rayd.terms.flatness(logits, logits, compare="statistics")
 
 

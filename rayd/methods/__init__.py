@@ -1,15 +1,15 @@
-"""Methods, one paper a module. `build` configures the one that a recipe names.
+"""Methods, one module per paper. `build` configures the method that a recipe names.
 
 To add a method:
 
 1. Write a module here with a subclass of `Method` (`rayd.methods.base` documents what it may
    declare); its `name` registers it. The head of the module has the citation, the objective with
    every symbol, and where paper and released code differ.
-2. Terms that no method has yet are modules of `rayd.objectives`.
-3. Import the class below and add it to `__all__`: what is not imported is not known.
+2. Add terms that do not exist yet as modules of `rayd.objectives`.
+3. Import the class below and add it to `__all__`; importing it registers the method.
 4. Add its recipes to `rayd/recipes/`, and a test to `tests/methods/`.
 
-A method outside the package needs the first alone: see `docs/pages/own-method.md`.
+A method outside the package needs only the first step, see `docs/pages/own-method.md`.
 """
 
 from rayd import plugins
@@ -84,20 +84,20 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Method]:
-    """The method of a name, or of `package.module:Name`.
+    """Look up a method by name, or by `package.module:Name`.
 
     Raises:
-        ConfigError: there is none, or what is named is no method.
+        ConfigError: there is none, or the name refers to something that is not a method.
     """
     if name in Method.registry:
         return Method.registry[name]
     found = plugins.find("methods", name)
-    # what was looked for may have registered itself meanwhile
+    # importing the plug-in may have registered the method
     found = Method.registry.get(name) if found is None else found
     if found is None:
         hint = (
-            "A method of your own is given as 'package.module:Name', by '--import FILE.py' on the "
-            "command line, or as its class in Python."
+            "To use your own method, name it as 'package.module:Name', pass '--import FILE.py' on the "
+            "command line, or its class in Python."
         )
         raise ConfigError(f"{unknown('method', name, names())} {hint}")
     if not isinstance(found, type) or not issubclass(found, Method):
@@ -108,5 +108,5 @@ def get(name: str) -> type[Method]:
 
 
 def build(recipe: Recipe) -> Method:
-    """The recipe's method, configured by it."""
+    """Configure the method that a recipe names."""
     return get(recipe.method)(recipe)

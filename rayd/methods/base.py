@@ -1,7 +1,7 @@
 """Declarations of a method. The engine reads these declarations and never a method's name.
 
 Defaults, settings and citations are read by commands that compute nothing, so modules of methods do
-not import torch; terms, which are settings too, import it where they compute.
+not import torch; terms, which are settings as well, import it in the functions that compute.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 
 _OF_TERMS = ("real", "observers.order", "observers.ascent_steps", "observers.model_pool")
-"""Settings that only terms read, beside those of which `Method.unused` has more to say."""
+"""Settings that only terms read, except those for which `Method.unused` gives a specific reason."""
 _OF_NETWORKS = (
     "observers.networks",
     "observers.pool",
     "observers.trained",
     "observers.interpolate",
 )
-"""Settings of observers that have no effect where nothing is computed in them. `observers.seed` and
-those of speed and arithmetic are left out, as commands give them for all methods alike.
+"""Settings of observers that have no effect if nothing is computed in them. `observers.seed` and
+those of speed and arithmetic are not listed, as commands set them for every method.
 """
 
 
 class Method(ABC):
     """A paper's method: the terms of its objective, its defaults, its needs and its citation.
 
-    A subclass that has a `name` is registered. How to add one is in `rayd.methods`.
+    A subclass that has a `name` is registered; `rayd.methods` describes how to add one.
     """
 
     name: ClassVar[str]
@@ -56,29 +56,30 @@ class Method(ABC):
     citation: ClassVar[str]
     """BibTeX of the paper."""
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Settings that the method lays under a recipe."""
+    """Defaults of the method, which a recipe overrides."""
     settings_type: ClassVar[type[Settings]] = Settings
-    """Settings beside those of its terms: what `objective:` of a recipe may hold."""
+    """Settings apart from those of its terms: the schema of a recipe's `objective:`."""
     needs_trained_observers: ClassVar[bool] = False
-    """Whether its observers must know the classes, that is be trained on the real data or start
-    from given weights.
+    """Whether its observers must classify, i.e. be trained on the real data or start from given
+    weights.
     """
     needs_experts: ClassVar[bool] = False
-    """Whether networks must be trained on the real data whose every epoch is kept, for students to
-    follow.
+    """Whether it needs expert trajectories: networks trained on the real data, with their
+    parameters stored after every epoch.
     """
     least_precision: ClassVar[Mapping[str, Precision]] = {}
-    """Coarsest arithmetic that `precision: auto` may choose, by section of the recipe (`observers`,
-    `synthesis`, `experts`), where bfloat16 would spoil the method; an explicit setting is not
-    overruled.
+    """Lowest precision that `precision: auto` may choose, by section of the recipe (`observers`,
+    `synthesis`, `experts`), for methods that would fail in bfloat16; explicit settings take
+    precedence.
     """
     sequential: ClassVar[bool] = False
-    """Whether blocks of the synthetic set follow one another, each finding in its terms' memory
-    what the one before left there; else they do not know of each other and may go side by side.
+    """Whether blocks of the synthetic set are optimised one after another, each with the
+    memory that its terms kept in the previous one; otherwise, blocks are independent and may run in
+    parallel.
     """
     version: ClassVar[int] = 0
-    """Raised where results change though no setting of a recipe does, such as by other defaults of
-    its terms: it is part of the key of a synthetic set.
+    """Increased when results change although the settings of recipes do not, for example by new
+    defaults of its terms; part of the cache key of a synthetic set.
     """
     registry: ClassVar[dict[str, type[Method]]] = {}
 
@@ -86,7 +87,7 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
             before = Method.registry.get(cls.name)
-            # a cell of a notebook that is run again defines the same class anew
+            # rerunning a cell of a notebook redefines the same class
             if before is not None and _origin(before) != _origin(cls):
                 raise ConfigError(
                     f"There are two methods named '{cls.name}', {_origin(before)} and "
@@ -100,7 +101,7 @@ class Method(ABC):
         """Configure the method by a recipe.
 
         Raises:
-            ConfigError: the method cannot do what the recipe demands.
+            ConfigError: the method cannot follow the recipe.
         """
         self.recipe = recipe
         self.settings = self.read(recipe.objective)
@@ -117,16 +118,16 @@ class Method(ABC):
         self.check()
 
     def _check_synthetic(self) -> None:
-        """Refuse to learn what nothing has a gradient for."""
+        """Refuse learned quantities for which no term has a gradient."""
         settings = self.recipe.synthetic
         if self.needs_experts and self.recipe.synthesis.sam_radius > 0:
             raise ConfigError(
-                f"Method '{self.name}' follows experts, which takes no steps uphill: set "
+                f"Method '{self.name}' matches trajectories, which does not support SAM: set "
                 "'synthesis.sam_radius: 0'."
             )
         if not self.needs_experts and settings.step_size is not None:
             raise ConfigError(
-                f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
+                f"Method '{self.name}' learns no step size for students: set 'synthetic.step_size: null'."
             )
         if settings.labels == "hard":
             return
@@ -141,18 +142,20 @@ class Method(ABC):
         for term in self.terms:
             if not term.learns_labels:
                 raise ConfigError(
-                    f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
+                    f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or remove the term."
                 )
 
     def _check_split(self) -> None:
-        """Refuse to cut the images of a step where something needs them all at once."""
+        """Refuse to split the images of a step if something needs all of them at once."""
         if self.recipe.synthesis.split == 1:
             return
         cure = "set 'synthesis.split: 1'."
         if self.needs_experts:
             raise ConfigError(f"Students of method '{self.name}' train on all images: {cure}")
         if self.recipe.real == "sampled":
-            raise ConfigError(f"Real images are sampled for all images of a step at once: {cure}")
+            raise ConfigError(
+                f"Sampled real images are compared with all images of a step at once: {cure}"
+            )
         if self.recipe.synthesis.sam_radius > 0:
             raise ConfigError(f"'synthesis.sam_radius' moves all images of a step at once: {cure}")
         for term in self.terms:
@@ -180,11 +183,10 @@ class Method(ABC):
 
     @classmethod
     def configured(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """The terms of the objective with the recipe's settings for them, and those that the recipe
-        adds.
+        """The terms of the objective with the recipe's settings, and terms that the recipe adds.
 
         Raises:
-            ConfigError: a term or a setting of it does not exist, or a value does not fit.
+            ConfigError: a term or one of its settings does not exist, or a value is invalid.
         """
         own = cls.objective(recipe)
         if not isinstance(own, Sequence) or not all(isinstance(term, Term) for term in own):
@@ -195,7 +197,7 @@ class Method(ABC):
         names = {term.name for term in own}
         added = []
         for name in sorted(recipe.terms.keys() - names):
-            # twice: what is found may be a module that registers the term when it is imported
+            # looked up twice, as the plug-in may be a module that registers the term on import
             term = Term.registry.get(name) or plugins.find("terms", name) or Term.registry.get(name)
             if term is None:
                 known = sorted({*names, *Term.registry})
@@ -206,9 +208,9 @@ class Method(ABC):
 
     @classmethod
     def _configured(cls, term: Term, recipe: Recipe, name: str) -> Term:
-        """A term with the recipe's settings laid over its own; `name` is its key there."""
+        """Override a term's settings by the recipe's; `name` is its key there."""
         given = recipe.terms.get(name)
-        # only what the recipe says: defaults of the schema must not replace the method's own
+        # only settings given in the recipe: the schema's defaults must not replace the method's
         tree = given.model_dump(exclude_unset=True) if given is not None else {}
         if tree.get("weight") is None:
             tree.pop("weight", None)
@@ -223,7 +225,7 @@ class Method(ABC):
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
-        """Settings that the method lays under a recipe with so many images per class."""
+        """Defaults of the method for recipes with `ipc` images per class."""
         return cls.defaults
 
     @classmethod
@@ -231,7 +233,7 @@ class Method(ABC):
         """The settings of the objective, an instance of `settings_type`.
 
         Raises:
-            ConfigError: a key does not exist, or its value does not fit.
+            ConfigError: a key does not exist, or its value is invalid.
         """
         where = f"the objective of method '{cls.name}'"
         moved = RENAMED_BY_METHOD.get(cls.name, {})
@@ -245,8 +247,8 @@ class Method(ABC):
     @classmethod
     @abstractmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """The terms of the objective, with the method's defaults for their settings; of the recipe
-        they may depend on data and budget.
+        """The terms of the objective, with the method's defaults for their settings. They may
+        depend on the recipe's data and budget.
         """
 
     @property
@@ -255,8 +257,8 @@ class Method(ABC):
         return None
 
     def check(self) -> None:
-        """Refuse a recipe that the method cannot follow (a ConfigError that says what to use
-        instead).
+        """Raise a ConfigError, which says what to use instead, for a recipe that the method cannot
+        follow.
         """
         return
 
@@ -269,22 +271,22 @@ class Method(ABC):
             unused["observers.real_batch"] = reason
         if self.recipe.synthesis.block is None:
             unused["synthesis.order"] = (
-                "it orders the images of blocks: set 'synthesis.block' besides."
+                "it orders the images of blocks: set 'synthesis.block' as well."
             )
         if not self.needs_experts:
-            unused["experts"] = f"method '{self.name}' follows no experts."
+            unused["experts"] = f"method '{self.name}' uses no experts."
         if "classifiers" not in self.groups:
             unused["classifiers"] = f"no term of method '{self.name}' is computed in classifiers."
         if not {self.recipe.synthetic.init, *self.recipe.evaluation.baselines} & set(RANKED):
-            unused["ranking"] = "no images are selected by how networks learn them."
-        # teachers' labels and RDED's crops need networks without any term
+            unused["ranking"] = "no images are selected by a ranking."
+        # teachers' labels and RDED's crops need networks even if no term does
         needs_teachers = self.recipe.labels.kind != "hard" or self.recipe.synthetic.init == "rded"
         any_trained = any(self.recipe.network_group(group).trained for group in self.groups)
         if not any_trained and not needs_teachers:
             unused["squeeze"] = f"method '{self.name}' trains no observers here."
         needs_teachers |= "rded" in self.recipe.evaluation.baselines
         if self.needs_experts and not self.groups:
-            # no term compares images, so only networks that label or crop images are left
+            # no term compares images, so observers can only serve to label or crop images
             reason = f"no term of method '{self.name}' is computed in observers."
             unused |= dict.fromkeys(_OF_TERMS, reason)
             unused["observers.augmentation"] = (
@@ -300,26 +302,24 @@ class Method(ABC):
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
-        """The terms of the objective that count: what a weight of 0 switches off is neither
-        measured nor computed.
-        """
+        """The active terms: those of weight 0 are neither measured nor computed."""
         return tuple(term for term in self._all if self.weight(term) > 0)
 
     def weight(self, term: Term) -> float:
-        """The factor of a term."""
+        """The weight of a term."""
         return term.weight
 
     @property
     def averaging(self) -> float | None:
-        """Decay of the moving average of the synthetic images that a term needs; None where none
+        """Decay of the moving average of the synthetic images that a term needs; None if none
         does.
         """
         return next((term.averaging for term in self.terms if term.averaging is not None), None)
 
     def group_of(self, term: Term) -> NetworkGroup:
-        """Which networks a term is computed in: its own choice, but observers where they are
-        classifiers enough, and classifiers where the observers do not know the classes that it must
-        know.
+        """The group of networks in which a term is computed: the term's own choice, with two
+        exceptions. Observers that can serve as classifiers are used for all terms, and a term that
+        needs the classes is computed in classifiers if the observers do not know them.
         """
         if self.recipe.observers_classify:
             return "observers"
@@ -329,59 +329,57 @@ class Method(ABC):
 
     @property
     def _observers_classify(self) -> bool:
-        """Whether they are trained on the real data before the synthesis, or during it."""
+        """Whether observers are trained on the real data, before the synthesis or during it."""
         queue = self.recipe.observers.model_pool
         return self.recipe.observers.trained or (queue is not None and queue.source == "real")
 
     @cached_property
     def groups(self) -> tuple[NetworkGroup, ...]:
-        """The groups of networks that terms are computed in, in a stable order."""
+        """The groups of networks in which terms are computed, in a stable order."""
         return tuple(group for group in NETWORK_GROUPS if self._terms[group])
 
     @cached_property
     def _terms(self) -> dict[NetworkGroup, tuple[Term, ...]]:
-        """The terms of each group; every step of the synthesis asks for them."""
+        """The terms of each group, cached because every step of the synthesis uses them."""
         found = {}
         for group in NETWORK_GROUPS:
             found[group] = tuple(term for term in self.terms if self.group_of(term) == group)
         return found
 
     def terms_of(self, group: NetworkGroup) -> tuple[Term, ...]:
-        """The terms that are computed in one group of networks."""
+        """The terms that are computed in a group of networks."""
         return self._terms[group]
 
     def specs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
-        """Statistics of the real data that the terms of a group spec, each once, in a stable
-        order.
+        """Statistics of the real data that the terms of a group need, without duplicates, in a
+        stable order.
         """
         return self._specs[group]
 
     @cached_property
     def _specs(self) -> dict[NetworkGroup, tuple[StatisticSpec, ...]]:
-        """The statistics of each group; every step of the synthesis asks for them."""
+        """The statistics of each group, cached because every step of the synthesis uses them."""
         found = {}
         for group in NETWORK_GROUPS:
             specs = {spec for term in self.terms_of(group) for spec in term.specs}
-            # sorted, as sets have another order in every process
+            # sorted, as the order of a set differs between processes
             found[group] = tuple(sorted(specs, key=lambda spec: spec.key))
         return found
 
     def needs_batch(self, group: NetworkGroup = "observers") -> bool:
-        """Whether the terms of a group spec real mini-batches themselves."""
+        """Whether terms of a group need real mini-batches themselves, not just statistics."""
         return any(term.needs_batch for term in self.terms_of(group))
 
     def samples(self, group: NetworkGroup = "observers") -> bool:
-        """Whether the terms of a group spec anything of a real mini-batch, where the real side is
-        sampled.
-        """
+        """Whether terms of a group need anything of a real mini-batch if real data are sampled."""
         return self.needs_batch(group) or bool(self.specs(group))
 
     def layer_roles(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
-        """The layers that the terms of a group read."""
+        """Roles of the layers that the terms of a group read."""
         return frozenset().union(*(layers_of(term) for term in self.terms_of(group)))
 
     def optional_layer_roles(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
-        """The layers that a network of a group may lack."""
+        """Roles of the layers that a network of a group may lack."""
         required = frozenset().union(
             *(layers_of(term) - term.optional for term in self.terms_of(group))
         )
@@ -393,5 +391,5 @@ def _origin(method: type[Method]) -> str:
 
 
 def layers_of(term: Term) -> frozenset[LayerRole]:
-    """All layers that a term reads."""
+    """Roles of all layers that a term reads."""
     return term.layer_roles | {spec.layer_role for spec in term.specs}

@@ -14,21 +14,21 @@ The terms are in `rayd.objectives.discrimination`, with their symbols; any metho
 
 **Released code, and what differs here.**
 
-- The code begins with noise and has no augmentation, the default; with DSA (CAFE+DSA in the tables)
-  matching, networks and students are augmented (cells `-dsa`). Students learn for 600 epochs, 1,000
-  with DSA.
-- It compares the maps of blocks before pooling, weighs the first two by 0.1, and counts the last, after
-  pooling, twice more; here those after pooling, all alike.
-- Its cross-entropy is a sum over the 256 C real images, so that beta is 2.56 C of their mean (cell
-  `cafe-cifar10-ipc10-code`).
-- It changes between matching and training by the network's accuracy on 128 real images of a class:
-  a network is given up when ten accuracies in a row differ by less than 0.04, and trained until ten in
-  a row differ by more than 0.03. Here the loops by images per class are those of DC
-  (`rayd.methods.dc`).
-- 2,000 networks there, with the step size of images, 0.1, halved after 1,200, 1,600 and 1,800; here
-  1,000 as in DC, at a constant one.
+- The code starts from noise and uses no augmentation, which is the default here; with DSA (CAFE+DSA
+  in the tables) matching, networks and students use augmented images (cells `-dsa`). Students are
+  trained for 600 epochs, 1,000 with DSA.
+- It compares the maps of blocks before pooling, weights the first two by 0.1, and adds the last,
+  after pooling, twice more; here, the maps after pooling are compared, with equal weights.
+- Its cross-entropy is a sum over the 256 C real images, so its beta corresponds to 2.56 C for their
+  mean (cell `cafe-cifar10-ipc10-code`).
+- It switches between matching and training according to the network's accuracy on 128 real images
+  per class: a network is replaced when ten accuracies in a row differ by less than 0.04, and
+  trained until ten in a row differ by more than 0.03. Here, the loops are those of DC, by images
+  per class (`rayd.methods.dc`).
+- The code uses 2,000 networks, and halves the step size of the images, 0.1, after 1,200, 1,600 and
+  1,800 of them; here there are 1,000 as in DC, at a constant step size.
 
-Use it as a baseline between DM, which aligns the last layer alone, and DC. It needs `real: sampled`.
+Use it as a baseline between DM, which aligns only the last layer, and DC. It needs `real: sampled`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FeatureAlignment(Method):
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
-        """Those of DC, with students that learn longer."""
+        """The defaults of DC, with longer training of students."""
         return merge(DatasetCondensation.defaults_at(ipc), {"evaluation": {"epochs": 600}})
 
     @classmethod

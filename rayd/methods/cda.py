@@ -3,7 +3,7 @@
 Zeyuan Yin and Zhiqiang Shen, "Dataset Distillation via Curriculum Data Synthesis in Large Data
 Era", TMLR 2024.
 
-The objective is SRe2L's. Only the random view changes over the steps: the least share of the area
+The objective is SRe2L's. Only the random view changes over the steps: the minimum share of the area
 that a crop keeps starts at 1, the whole image, and falls to 0.08, from easy to hard:
 
     least(t) = 0.08 + 0.92 (1 + cos(pi t / m)) / 2   for t < m, then 0.08
@@ -11,7 +11,7 @@ that a crop keeps starts at 1, the whole image, and falls to 0.08, from easy to 
     t   share of the steps that are done
     m   where the curriculum ends (`synthesis.curriculum_end`), 1; `synthesis.curriculum` may be linear or a step instead
 
-Paper and released code agree on the schedule; what differs between the two in all else is said for
+Paper and released code agree on the schedule; their other differences are those described for
 SRe2L. The scripts use step size 0.25 and r = 0.01 for ImageNet-1k, 0.4 and 0.05 for Tiny-ImageNet,
 4,000 steps.
 

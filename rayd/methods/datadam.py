@@ -12,12 +12,12 @@ Plataniotis, "DataDAM: Efficient Dataset Distillation with Attention Matching", 
     lambda  0.01, `terms.mean.weight`; p is `terms.attention.power`
 
 Paper and released code differ. The paper raises absolute values to the power p = 4 (the default
-here); the code sums them as they are, `terms.attention.power=1`. The code takes the attention of
-activations before a block's pooling, here it is that of the block's output. It multiplies the loss
-by 100, which is a step size 100 times as large, and always builds ConvNets with batch normalisation;
-here networks normalise as `observers.networks` says.
-Students of the code learn for 1,800 epochs in batches of 64 unless told otherwise, those of the
-recipes for 1,000 in batches of 256; whitening, an option of the code, is `data.normalization: zca`.
+here); the code sums them without a power, `terms.attention.power=1`. The code computes attention
+from the activations before a block's pooling, here from the block's output. It multiplies the loss
+by 100, which amounts to a step size 100 times as large, and always builds ConvNets with batch
+normalisation; here, `observers.networks` sets the normalisation. The code trains students for 1,800
+epochs in batches of 64 by default, the recipes for 1,000 in batches of 256; whitening, an option of
+the code, is `data.normalization: zca`.
 
 `real: measured`, the default, takes the expectation over theta from a pool of fixed networks through
 which all real images are measured once, as for DM (`rayd.methods.dm`); `real: sampled` is the

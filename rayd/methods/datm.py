@@ -3,20 +3,20 @@ r"""DATM: trajectory matching of a difficulty that fits the budget, with learned
 Ziyao Guo, Kai Wang, George Cazenavette, Hui Li, Kaipeng Zhang and Yang You, "Towards Lossless
 Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT, and:
 
-- Starts are late for large budgets, early for small ones, and later ones join on the way
-  (`objective.start.schedule: rising`).
-- Labels are learned logits. They start at the mean logits of the experts that classify the image
-  correctly, and images that no expert classifies correctly are not used (`synthetic.labels: experts`).
-  Students learn from their softmax.
+- Start epochs are late for large budgets and early for small ones, and later ones are added in the
+  course of the synthesis (`objective.start.schedule: rising`).
+- Labels are learned logits. They are initialised with the mean logits of the experts that classify
+  the image correctly, and images that no expert classifies correctly are not used
+  (`synthetic.labels: experts`). Students learn from their softmax.
 - Experts have flat trajectories (GSAM with radius 0.01 and weight 0.3) of 100 epochs.
 - Steps with a loss above 1 are skipped (`objective.loss_limit`).
 
-**Different from the released code**: its momentum is 0.5 for images and 0.9 for labels, here it is
-the same for all. Its students have batches of 128, which the recipes set. The decays `ema_decay` of
-its settings belong to an average of the images in the code that it grew from, FTD's; DATM's own
+**Different from the released code**: its momentum is 0.5 for images and 0.9 for labels; here, it is
+the same for both. Its students use batches of 128, which the recipes set. The decays `ema_decay` in
+its settings belong to an average of the images in FTD's code, on which it is based; DATM's own code
 averages nothing, and neither do the recipes.
 
-Use it for larger budgets, where matching only early epochs, as MTT does, no longer helps.
+Use it for larger budgets, for which matching only early epochs, as in MTT, no longer helps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DifficultyAlignedMatching(TrajectoryMethod):
     defaults = merge(
         DEFAULTS,
         {
-            # flat trajectories, of GSAM: students then need not hit a point exactly
+            # GSAM gives flat trajectories, so that students need not reach a point exactly
             "experts": {"epochs": 100, "flat_radius": 0.01, "flat_weight": 0.3},
             "synthetic": {"labels": "experts"},
             "synthesis": {
@@ -49,7 +49,7 @@ class DifficultyAlignedMatching(TrajectoryMethod):
             },
             "objective": {
                 "start": {"schedule": "rising", "first": 10, "most": 20, "rise": 1000},
-                # a student at the end farther from its expert than at its start teaches nothing
+                # a student that ends farther from its target than it started is of no use
                 "loss_limit": 1.0,
             },
         },

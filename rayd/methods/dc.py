@@ -1,4 +1,4 @@
-"""DC and DSA: gradient matching, with a network that is trained on the synthetic images beside it.
+"""DC and DSA: gradient matching, in a network that is trained on the synthetic images alongside.
 
 Bo Zhao, Konda Reddy Mopuri and Hakan Bilen, "Dataset Condensation with Gradient Matching", ICLR
 2021; Bo Zhao and Hakan Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML
@@ -17,17 +17,17 @@ The loops (o, i) are (1, 1) for one image per class, (10, 50) for 10, (20, 25) f
 
 One step of the synthesis is one outer loop: a step of the images (SGD of size 0.1, momentum 0.5)
 for all classes, then the network's training (SGD of size 0.01, batches of 256). So K = 1,000 fresh
-networks are 1,000 o steps. In settings it is a queue of one network (`observers.model_pool`):
-`push_every` is o, `train_epochs` is i. After the last of the o steps a network is not trained any
-more, as it will not be used again.
+networks are 1,000 o steps. In the settings, this is a queue of one network
+(`observers.model_pool`): `push_every` is o, `train_epochs` is i. After the last of its o steps a
+network is not trained any further, as it is not used again.
 
 **Paper and released code.** The loops, and the first images (noise for DC, real ones for DSA), are
-those of the released code. It trains the network on augmented images in DSA, one draw for each
-image, and without momentum (0.5 in its first version), both followed here. It fixes statistics of
-batch normalisations from 16 real images of each class first; here such networks are used with those of
-their own training, so that instance normalisation, the default of both, is the one to use.
-Students are trained for 300 epochs without augmentation in DC (the code augments MNIST), for 1,000
-with it in DSA.
+those of the released code. It trains the network on augmented images in DSA, with a separate draw
+for each image, and without momentum (0.5 in its first version); both are the same here. It first
+sets the statistics of batch normalisations from 16 real images of each class; here, such networks
+use the statistics of their own training, so instance normalisation, the default of both, is
+recommended. Students are trained for 300 epochs without augmentation in DC (the code augments
+MNIST), for 1,000 with augmentation in DSA.
 
 Use them as classic baselines; distribution matching is far cheaper. They need `real: sampled`.
 """
@@ -51,7 +51,7 @@ LOOPS: Mapping[int, tuple[int, int]] = {
 }
 """Outer and inner loops by images per class."""
 NETWORKS = 1000
-"""Fresh networks of a synthesis, the K."""
+"""Number of fresh networks in a synthesis, K."""
 
 _QUEUE: Mapping[str, Any] = {
     "start": 1,
@@ -61,7 +61,7 @@ _QUEUE: Mapping[str, Any] = {
     "momentum": 0.0,
     "weight_decay": 0.0,
 }
-"""One network, trained on what is learned between two steps."""
+"""A pool of one network, trained on the synthetic images between two steps."""
 _DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
     "observers": {"augmentation": None, "model_pool": _QUEUE},
@@ -82,11 +82,11 @@ def loops(ipc: int) -> tuple[int, int]:
 
 class DatasetCondensation(Method):
     """Class-wise gradients of the cross-entropy, in a network that is trained on the synthetic
-    images meanwhile.
+    images alongside.
     """
 
     name = "dc"
-    # gradients of gradients lose too much to bfloat16
+    # second-order gradients lose too much precision in bfloat16
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32"}
     citation = """@inproceedings{zhao2021dc,
   title     = {Dataset Condensation with Gradient Matching},
@@ -98,7 +98,7 @@ class DatasetCondensation(Method):
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
-        """The loops that belong to the number of images per class."""
+        """The loops for the number of images per class."""
         outer, inner = loops(ipc)
         paced = {
             "synthesis": {"steps": NETWORKS * outer},
@@ -113,7 +113,7 @@ class DatasetCondensation(Method):
 
 
 class SiameseDatasetCondensation(DatasetCondensation):
-    """The same through one augmentation for both sides, from real images."""
+    """DC with one augmentation for both sides, starting from real images."""
 
     name = "dsa"
     citation = """@inproceedings{zhao2021dsa,

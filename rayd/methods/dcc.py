@@ -6,22 +6,24 @@ Contrastive Signals", ICML 2022.
     minimise over S   E_theta0 [ sum_{t < o} D( sum_c grad_theta CE(A(T_c); theta_t), sum_c grad_theta CE(A(S_c); theta_t) ) ]
     theta_{t+1} = theta_t after i epochs of SGD on S
 
-with the symbols of `rayd.methods.dc`: where DC and DSA compare the gradients class by class, those of
-all classes are added up first. What two classes share in their gradients then cancels or adds up on
-both sides alike, and what tells them apart is left; that is what fine-grained classes need.
+with the symbols of `rayd.methods.dc`: where DC and DSA compare the gradients class by class, those
+of all classes are summed first. Components that the gradients of two classes share then cancel or
+add up in the same way on both sides, and those that distinguish the classes remain, which is what
+fine-grained classes need.
 
-Networks are warmed up on two levels: the first 250 of the 1,000 are compared class by class, as in DSA,
-in their first 10 steps (`terms.gradient.warm_up`). Up to ten images a class that is all steps of theirs.
+There is a warm-up on two levels: the first 250 of the 1,000 networks are compared class by class,
+as in DSA, in their first 10 steps (`terms.gradient.warm_up`). Up to ten images per class, these are
+all of their steps.
 
-Everything else is DSA's: the augmentation, real images first, loops by images per class, a fresh
-network after each; but for one image a class, whose networks are used for 10 steps, too, with 5 epochs
-between them. The paper calls this DSAC, and DCC the same without augmentation; the numbers that IID's
-paper quotes as DCC are those of DSAC on CIFAR.
+Everything else is as in DSA: the augmentation, the initial real images, the loops by images per
+class, and a fresh network after each. The exception is one image per class, for which networks are
+also used for 10 steps, with 5 epochs in between. The paper calls this DSAC, and the same without
+augmentation DCC; the numbers that IID's paper quotes as DCC are those of DSAC on CIFAR.
 
-**Released code**, which all of this follows: the sum over classes of a side is a mean, which does
-not change the cosine distance, and gradients of a class are means over its images.
+**Released code**, which all of this follows: the sum over the classes of each side is a mean, which
+does not change the cosine distance, and the gradient of a class is a mean over its images.
 
-Use it in place of DSA where classes are alike; it needs `real: sampled`.
+Use it in place of DSA if classes are similar; it needs `real: sampled`.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ FEW: tuple[int, int] = (10, 5)
 
 
 class ContrastiveCondensation(SiameseDatasetCondensation):
-    """DSA with the gradients of all classes added up before they are compared."""
+    """DSA with the gradients of all classes summed before they are compared."""
 
     name = "dcc"
-    version = 1  # without a warm-up before
+    version = 1  # version 0 had no warm-up
     citation = """@inproceedings{lee2022dcc,
   title     = {Dataset Condensation with Contrastive Signals},
   author    = {Lee, Saehyung and Chun, Sanghyuk and Jung, Sangwon and Yun, Sangdoo and Yoon, Sungroh},
@@ -52,7 +54,7 @@ class ContrastiveCondensation(SiameseDatasetCondensation):
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
-        """Those of DSA, with more loops for few images per class."""
+        """The defaults of DSA, with more loops for few images per class."""
         outer, inner = FEW if ipc < 10 else loops(ipc)
         paced = {
             "synthesis": {"steps": NETWORKS * outer},

@@ -1,15 +1,16 @@
-"""Defaults that the decoupled methods share: they squeeze networks, recover images from them, and
-let them relabel the images.
+"""Defaults shared by the decoupled methods, which squeeze networks, recover images from them, and
+relabel the images with them.
 
-Yin, Xing and Shen, "Squeeze, Recover and Relabel" (NeurIPS 2023), and what came of it: CDA, G-VBSM,
-RDED, EDC. Observers are trained on the real data and then fixed; the set is cut into blocks that
-are optimised apart; students learn the observers' outputs on every batch. Accuracy of this family
-depends on how observers label, which the papers agree on: networks in eval mode, mean logits over
-them, after the batch was mixed, and a divergence that is not multiplied by the squared temperature.
+Yin, Xing and Shen, "Squeeze, Recover and Relabel" (NeurIPS 2023), and its successors CDA, G-VBSM,
+RDED and EDC. Observers are trained on the real data and then fixed; the set is divided into blocks
+that are optimised independently; students learn the observers' outputs on every batch. The accuracy
+of this family depends on how observers label images, on which the papers agree: networks in eval
+mode, with mean logits over them, applied to mixed batches, and a divergence that is not multiplied
+by the squared temperature.
 
 **Different from the released code** of SRe2L, CDA, G-VBSM, EDC and UniDD: in the synthesis every
-image has a random view of its own; there one crop and flip is drawn for all images of a step, as
-with `synthesis.shared_view: true`.
+image has its own random view; there, one crop and flip is drawn for all images of a step, as with
+`synthesis.shared_view: true`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _COMMON: Mapping[str, Any] = {
     "synthesis": {
         "optimizer": "adam",
         "momentum": 0.5,
-        # both momenta are those of all released code of the family
+        # both momenta are those of the released code of all methods of the family
         "second_momentum": 0.9,
         "schedule": "cosine",
-        # blocks are optimised apart, so they may go to different workers
+        # blocks are independent, so different workers can optimise them
         "block": 100,
         "clip": True,
     },
@@ -55,7 +56,7 @@ BACKBONES: tuple[Any, ...] = (
     "wrn16_2",
     "shufflenet_v2",
 )
-"""Observers of G-VBSM on small images, to which EDC adds three."""
+"""Observers of G-VBSM for small images, to which EDC adds three."""
 SQUEEZE: Mapping[str, Any] = {
     "epochs": 50,
     "batch_size": 64,
@@ -63,9 +64,9 @@ SQUEEZE: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "schedule": {"name": "constant"},
 }
-"""Training of observers on small images in G-VBSM and EDC."""
+"""Training of observers for small images in G-VBSM and EDC."""
 
 
 def family(own: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's own settings laid over those that the family shares."""
+    """Defaults of the family, overridden by a method's own."""
     return merge(_COMMON, own)

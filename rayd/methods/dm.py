@@ -7,14 +7,14 @@ Bo Zhao and Hakan Bilen, "Dataset Condensation with Distribution Matching", WACV
     T_c  real images of class c              psi_theta  a ConvNet up to its classifier, theta drawn from the initialisation
     S_c  synthetic images of class c         A          one differentiable augmentation, the same for both sides (DSA)
 
-Paper and released code agree: a fresh network, 256 real images a class and one SGD step for all
+Paper and released code agree: a fresh network, 256 real images per class and one SGD step for all
 classes (momentum 0.5) in each of 20,000 iterations, summed (not averaged) over the 2,048 feature
 dimensions. That is `real: sampled`.
 
 `real: measured`, the default, takes the expectation over theta and A from a pool of fixed pairs
 instead: each observer keeps one network and one draw of the augmentation, through which *all* real
-images are measured once. A step then costs nothing that grows with the real data, and the real side
-has no sampling noise; what limits it is the size of the pool.
+images are measured once. The cost of a step then does not depend on the amount of real data, and
+the real side has no sampling noise; accuracy is limited by the size of the pool.
 
 Use it as the cheap baseline that needs no trained network, and as the first thing to try on new
 data.
@@ -40,5 +40,5 @@ class DistributionMatching(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """One term: the squared gap of class means of the features before the classifier."""
+        """One term: the squared distance of class means of the features before the classifier."""
         return (MeanMatching(),)

@@ -11,17 +11,17 @@ Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024
     K, rho  12 and 0.015 (`observers.ascent_steps`, `observers.ascent_length`); 15 steps on ImageNet
     v       11 (`terms.moments.variance_weight`), 2 on ImageNet
 
-Blocks recovered through one and the same network come out alike. Moving the weights up the loss of a
-block's first images makes every block match a slightly different network.
+Blocks recovered through the same network turn out similar. Gradient ascent of the weights on the
+loss of a block's initial images makes every block match a slightly different network.
 
-**Paper and released code.** Steps, length and weight of variances are those of the code. Its real
-statistics are the running ones of training; here they are measured through the network as it was
-trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. The ascent runs in
-evaluation mode, in the code on the view of the first step, here on the first images as they are.
-On ImageNet and Tiny-ImageNet there are 2,000 steps, half of SRe2L's; weights, step sizes and students
-of the code's scripts are in the recipes. Other settings are SRe2L's.
+**Paper and released code.** The number of steps, their length and the weight of variances are those
+of the code. Its real statistics are the running ones of training; here, they are measured through
+the trained network before its adjustment (see `rayd.methods.sre2l`). The ascent runs in evaluation
+mode, in the code on the view of the first step, here on the initial images without augmentation.
+ImageNet and Tiny-ImageNet use 2,000 steps, half of SRe2L's; weights, step sizes and students of the
+code's scripts are in the recipes. Other settings are SRe2L's.
 
-Use it in place of SRe2L where there are several images a class, hence several blocks.
+Use it in place of SRe2L for several images per class, which make several blocks.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from rayd.objectives import CrossEntropy, NormalizationMatching, Term
 
 
 class DirectedWeightAdjustment(SqueezeRecoverRelabel):
-    """SRe2L from real images, with weights adjusted to every block and more weight on variances."""
+    """SRe2L from real images, with weights adjusted for each block and more weight on variances."""
 
     name = "dwa"
-    # weights of resumed runs climb the loss of the first images
+    # since version 1, resumed runs adjust the weights by the loss of the initial images
     version = 1
     citation = """@inproceedings{du2024dwa,
   title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
@@ -50,5 +50,5 @@ class DirectedWeightAdjustment(SqueezeRecoverRelabel):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Two terms: the classes, and the inputs of normalisations, variances above all."""
+        """Two terms: the cross-entropy, and inputs of normalisations, mainly their variances."""
         return CrossEntropy(), NormalizationMatching(variance_weight=11.0)

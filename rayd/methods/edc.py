@@ -12,8 +12,8 @@ Condensation", NeurIPS 2024.
     p(c)  share of class c in the real images, as in Eq. 5: large classes of a long tail count more
     p     softmax(phi(.) / 4); the average of X over steps has decay 0.99         f   0.25 (`terms.flatness.weight`)
 
-The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing after another (48.6
-%). Each is a setting:
+The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one design choice after
+another (48.6 %). Each is a setting:
 
     real images first           synthetic.init: real, or rded on ImageNet (noise)              with half the steps
     smoothing of the step size  evaluation.schedule: {name: cosine, stretch: 2} (1)            ssrs for many images per class
@@ -31,18 +31,19 @@ cross-entropy with the hard label; their biases and normalisations do not decay.
 
 **Paper and released code differ.**
 
-- Statistics of a class in the code are not those of the paper, and are compared otherwise: see
+- The code's statistics of a class are not those of the paper, and are compared differently: see
   `category` in `rayd.objectives.moment_distance`. The paper's are the default (`class`); `batch` is
-  the code's comparison, `instance` between them. The code also swaps mean and variance of the patch
-  statistics of classes, which nothing here does.
-- Flatness is off in all scripts, turns the divergence round and divides it by the number of classes
-  too; see `rayd.objectives.flatness`. The paper's is the default.
+  the code's comparison, and `instance` lies between the two. The code also swaps mean and variance
+  of the classes' patch statistics, which is not reproduced here.
+- The flatness term is off in all scripts; in the code, it has the divergence in the other
+  direction, divided by the number of classes as well; see `rayd.objectives.flatness`. The paper's
+  term is the default.
 - Scripts: r = 0.1 and 1,000 steps on ImageNet-1k; 50 steps without smoothing on ImageNet-10. Their
   observers on CIFAR-10 were trained for one epoch (paper: 10). These belong to recipes.
 - Students on small images are trained with RandAugment (code), which is the default here.
-- What G-VBSM's page says about smoothing and real statistics holds here, too.
+- The remarks on smoothing and real statistics in `rayd.methods.gvbsm` apply here, too.
 
-Use it first where networks can be trained on the real data: it is the most accurate of its family.
+Try it first if networks can be trained on the real data: it is the most accurate of its family.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class ElucidatedCondensation(Method):
                 "transform": {"rand_augment": 2, "crop": [0.08, 1.0], "flip": True},
                 "loss": "mse",
                 "hard_weight": 0.025,
-                # 0.999 fails, the paper says
+                # 0.999 fails according to the paper
                 "average": 0.99,
             },
         }
@@ -98,15 +99,14 @@ class ElucidatedCondensation(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Four terms: the classes, statistics, flatness, and G-VBSM's densification, which is
+        """Four terms: the cross-entropy, statistics, flatness, and G-VBSM's densification, which is
         switched off.
         """
         return (
             CrossEntropy(),
-            # G-VBSM leaves layers out at random; EDC compares all of them
+            # G-VBSM drops layers at random; EDC compares all of them
             MomentMatching(alpha=0.5, drop=0.0),
             Flatness(),
-            # kept, so that a recipe can switch it on again: a step of the paper's ladder from
-            # G-VBSM
+            # present so that a recipe can switch it on: one of the paper's steps from G-VBSM to EDC
             Densification(weight=0.0),
         )

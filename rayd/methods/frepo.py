@@ -1,5 +1,5 @@
-"""FRePo and KRR: images that teach a ridge regression on a network's features to predict the real
-ones.
+"""FRePo and KRR: images from which a ridge regression on a network's features learns to predict the
+real ones.
 
 Yongchao Zhou, Ehsan Nezhadarya and Jimmy Ba, "Dataset Distillation using Neural Feature
 Regression", NeurIPS 2022; after Timothy Nguyen, Roman Novak, Lechao Xiao and Jaehoon Lee, "Dataset
@@ -20,26 +20,27 @@ The pool is a model pool (`observers.model_pool`) with a `lifetime`. The mathema
 
 **Paper and released code, and what differs here.**
 
-- The optimizer is LAMB with a step of 3e-4, along a cosine to a tenth. Here it is Adam with 1e-3,
-  as in the authors' PyTorch version, along a cosine to zero.
-- 1,024 real images are drawn from all; here `observers.real_batch` is a number per class, 103 of
-  each of ten classes.
-- Networks of the pool are trained by the squared distance from the targets that the regression has,
-  at a constant step size, as in the code. The first ones are renewed after 10, 20, ... steps, as in
-  the code. Its command has batch normalisation in them: `observers.networks: {name: convnet, norm:
-  batch}`; here they have instance normalisation.
-- The code regresses on the images and their mirror images; here on the images.
-- FRePo learns its labels, with a margin; the code's targets are free, here they are centred rows of
-  a softmax, so that the set trains any network (`synthetic.labels: classes`, the default of
-  `frepo`; `hard` keeps them). KRR keeps them.
-- The paper's network doubles its channels from block to block; the default is the ConvNet that the
-  field compares with.
-- Data are whitened as in the code, which leaves MNIST out: channels standardised first and the
-  ridge relative to the mean eigenvalue (`data.normalization: zca-scaled`); MTT's `zca` leaves less
-  than half of their deviation. Those who left whitening out report chance accuracy.
+- The code's optimizer is LAMB with a step size of 3e-4 along a cosine to a tenth; here it is Adam
+  with 1e-3, as in the authors' PyTorch version, along a cosine to zero.
+- The code draws 1,024 images from the whole set; here `observers.real_batch` is a number per class,
+  103 for each of ten classes.
+- As in the code, networks of the pool are trained by the squared distance from the targets of the
+  regression, at a constant step size, and the first ones are replaced after 10, 20, ... steps. The
+  code's command uses networks with batch normalisation (`observers.networks: {name: convnet, norm:
+  batch}`); here, they have instance normalisation.
+- The code regresses on the images and their mirror images; here, only on the images.
+- FRePo learns its labels, with a margin. The code's targets are unconstrained; here they are
+  centred rows of a softmax, so that the set can train any network (`synthetic.labels: classes`, the
+  default of `frepo`; `hard` keeps them fixed, as in KRR).
+- The paper's network doubles its channels from block to block; the default here is the field's
+  standard ConvNet.
+- Data are whitened as in the code, which exempts MNIST: channels are standardised first and the
+  ridge is relative to the mean eigenvalue (`data.normalization: zca-scaled`); after MTT's `zca`,
+  less than half of their deviation is left. Reimplementations without whitening report chance
+  accuracy.
 
-Use them for few images per class, where solving for the classifier at once is worth most. They need
-`real: sampled`.
+Use them for few images per class, where solving for the classifier in closed form helps most. They
+need `real: sampled`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from rayd.objectives import RidgeRegression, Term
 _REGRESSION: Mapping[str, Any] = {
     "real": "sampled",
     "data": {"normalization": "zca-scaled"},
-    # of each class: of ten, about the 1,024 images that the code draws of all
+    # per class; for ten classes about the 1,024 images that the code draws in total
     "observers": {"augmentation": None, "real_batch": 103},
     "synthesis": {
         "steps": 500000,
@@ -79,7 +80,7 @@ _POOL: Mapping[str, Any] = {
     "learning_rate": 3e-4,
     "weight_decay": 0.0,
 }
-"""Ten networks that learn from what is learned, a step at a time."""
+"""A pool of ten networks, each trained on the synthetic images by one step after each use."""
 
 
 class KernelRidgeRegression(Method):
@@ -98,15 +99,15 @@ class KernelRidgeRegression(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """One term: what a classifier that is solved for on the synthetic images gets wrong of the
-        real ones.
+        """One term: the loss on real images of a classifier that is solved for on the synthetic
+        ones.
         """
         return (RidgeRegression(),)
 
 
 class FeatureRegression(KernelRidgeRegression):
     """Ridge regression on the features of a pool of networks that are trained on the synthetic
-    images meanwhile.
+    images alongside.
     """
 
     name = "frepo"

@@ -12,23 +12,24 @@ Condensation via Various Backbone and Statistical Matching", CVPR 2024.
     w_h   10 for the first hooked layer, the input of the first convolution (both views); 1 for the others
     r     0.01 (`terms.moments.weight`)
 
-A convolution is left out of a step with probability 0.4 (`terms.moments.drop`). Patches are 4 positions
-wide (16 on ImageNet); see `rayd.statistics.transforms`. Densification, weight 1, is in
+In each step a convolution is dropped with probability 0.4 (`terms.moments.drop`). Patches are 4
+positions wide (16 on ImageNet); see `rayd.statistics.transforms`. Densification, weight 1, is in
 `rayd.objectives.densification`. Adam (0.5, 0.9), 4,000 steps of size 0.05 (0.1 on ImageNet) along a
 cosine to zero. Students learn the mean logits of the observers by mean squared error, plus 0.15
 times the cross-entropy with the hard label (0.1 on ImageNet and Tiny-ImageNet).
 
-**Paper and released code.** Smoothing is as in the code: from zero, not corrected for it. The code
-shares one memory among all blocks of a network, in the order in which they come; here each block
-has its own, so that blocks do not wait for each other. Its real statistics are averages of those of
-augmented batches, whose variances lack the part between batches, and running ones for
-normalisations; here all are measured once over the whole training split. Where an observer has no
-batch normalisation, its convolutions are compared alone. Released teachers see the images of
-CIFAR-10 before they are mixed, a mistake; here after. Biases and normalisations of students do not
-decay there; here that is for recipes to say (`evaluation.weight_decay_of: weights`).
+**Paper and released code.** Smoothing starts from zero without bias correction, as in the code. The
+code shares the smoothed statistics among all blocks of a network, in order of execution; here, each
+block has its own, so that blocks are independent. The code's real statistics are averages over
+augmented batches, whose variances lack the part between batches, and running statistics for
+normalisations; here, all are measured once over the whole training split. For an observer without
+batch normalisation, only convolutions are compared. In the code, teachers label the images of
+CIFAR-10 before mixing, which is a mistake; here, after mixing. The code does not apply weight decay
+to students' biases and normalisations; here, this is a setting of recipes
+(`evaluation.weight_decay_of: weights`).
 
-Use it where students of other architectures should learn well from the set; the cost of a step does
-not depend on the number of observers. EDC builds on it and is better throughout.
+Use it if students of other architectures should learn well from the set; the cost of a step does
+not depend on the number of observers. EDC builds on it and is consistently better.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class GeneralizedMatching(Method):
             "synthesis": {
                 "steps": 4000,
                 "learning_rate": 0.05,
-                # images of one class follow each other, so that a block has several of each:
-                # densification spreads them
+                # images of a class are consecutive, so that a block has several of each class,
+                # which densification spreads out
                 "order": "class",
                 "transform": {"shift": 4, "flip": True, "roll": 32},
             },
@@ -70,7 +71,7 @@ class GeneralizedMatching(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Three terms: the classes, the statistics of all images, and their spread within each
-        class.
+        """Three terms: the cross-entropy, the statistics of all images, and densification within
+        each class.
         """
         return CrossEntropy(), MomentMatching(), Densification()

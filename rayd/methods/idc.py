@@ -12,27 +12,31 @@ Hyun Oh Song, "Dataset Condensation via Efficient Synthetic-Data Parameterizatio
     A     colour, crop and cutout, together, the same for both sides of a class
     i     100 steps with one network, then a fresh one (`observers.model_pool.push_every`), 2,000 networks
 
-The paper finds two faults of DC: images are few where storage could hold more of less resolution, and
-gradients of networks that learn from the synthetic images vanish early, as those are learned soon.
-So images are cut, and networks learn from real ones, of whose training the early part is used.
+The paper identifies two weaknesses of DC: there are few images although the storage could hold more
+at a lower resolution, and the gradients of networks that learn from the synthetic images vanish
+early, as these few images are learned quickly. So images are cut, and networks learn from real
+ones, in the early part of their training.
 
-**Released code**, whose settings for CIFAR-10 these are: 64 real images of a class; the classifier and
-parameters of one dimension do not count; networks learn from 2,000 real images between the steps, 32
-batches of 64 (500 images, 8 batches, on other data than CIFAR-10), in colour and cropped. On larger
-images and greyscale ones the distance is absolute. Images move by SGD with momentum 0.5, of size
-0.005 ipc / 10 for pixels in [0, 1]: for normalised ones, of deviation 1/4, that is 16 times as large,
-the default. Students learn for 1,000 epochs in batches of 64, with cutmix, mirrored and coloured, and
-cropped, scaled or rotated. **Different here:**
+**Released code**, whose settings for CIFAR-10 are the defaults: 64 real images per class; the
+classifier and parameters of one dimension are excluded; between the steps, networks learn from
+2,000 real images in 32 batches of 64 (500 images in 8 batches on other data than CIFAR-10), with
+colour and crop augmentation. On larger images and greyscale ones the distance is absolute. Images
+are optimised by SGD with momentum 0.5 and step size 0.005 ipc / 10 for pixels in [0, 1]; for
+normalised ones, with a deviation of 1/4, this is 16 times as large, which is the default. Students
+are trained for 1,000 epochs in batches of 64, with cutmix, flips, colour, and crops, scales or
+rotations. **Different here:**
 
-- One optimizer step for all classes, there one for each: as each goes on by momentum for the steps of
-  the others, images move as far.
-- Networks see no cutmix when they learn. At most 128 images of a class are compared there, drawn
-  anew in each step; here all. Pixels stay in range after every step, there once a network.
-- Cutmix mixes every batch of students, there half of them.
+- There is one optimizer step for all classes, in the code one for each class. As momentum carries
+  each class on during the steps of the others, images move equally far.
+- Networks are trained without cutmix. The code compares at most 128 images of a class, redrawn in
+  each step; here, all are compared. Pixels are kept in range after every step, in the code once per
+  network.
+- Cutmix is applied to every batch of students, in the code to half of them.
 
 IDC-I, without cutting, is `synthetic.kind: pixels`.
 
-Use it where storage is counted and images have pixels to spare. It needs `real: sampled`.
+Use it if storage is what counts and images have more pixels than they need. It needs `real:
+sampled`.
 """
 
 from __future__ import annotations
@@ -47,18 +51,18 @@ from rayd.objectives import GradientMatching, Term
 AUGMENTATION = "color+crop+cutout"
 """Augmentation of real and synthetic images."""
 STEP = 0.005 / 10 * 16
-"""Step size of normalised images for one image a class."""
+"""Step size of normalised images for one image per class."""
 
 
 class EfficientParameterization(Method):
     """Class-wise gradients of images that are cut from others, in networks that learn from real
-    ones.
+    images.
     """
 
     name = "idc"
-    # gradients of gradients lose too much to bfloat16
+    # second-order gradients lose too much precision in bfloat16
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32"}
-    version = 1  # absolute differences of all layers before
+    version = 1  # version 0 compared absolute differences of all layers
     citation = """@inproceedings{kim2022idc,
   title     = {Dataset Condensation via Efficient Synthetic-Data Parameterization},
   author    = {Kim, Jang-Hyun and Kim, Jinuk and Oh, Seong Joon and Yun, Sangdoo and Song, Hwanjun and Jeong, Joonhyun and
@@ -94,7 +98,7 @@ class EfficientParameterization(Method):
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
-        """The step size of images is that of one image a class times their number."""
+        """The step size of the images is proportional to their number per class."""
         return merge(cls.defaults, {"synthesis": {"learning_rate": STEP * ipc}})
 
     @classmethod

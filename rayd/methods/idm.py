@@ -1,5 +1,5 @@
-"""IDM: distribution matching with partitioned images, growing networks, and a classification term
-for those that know the classes.
+"""IDM: distribution matching with partitioned images, networks in training, and a classification
+term weighted by their accuracy.
 
 Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset
 Condensation", CVPR 2023.
@@ -8,28 +8,29 @@ Condensation", CVPR 2023.
                                 + lambda p_theta sum_c mean_{s in E(S)_c} CE(phi_theta(A(s)), c) ]
 
     T_c    real images of class c, 256 of them in a step           psi_theta, phi_theta  features before the classifier, logits
-    E(S)   each synthetic image expanded to four of full size      theta  a network of a queue that grows beside the synthesis
+    E(S)   each synthetic image expanded to four of full size      theta  a network of a queue trained alongside the synthesis
     A      one differentiable augmentation for both sides (DSA)    p_theta  its accuracy on real images, a fraction
 
-Partition and expansion is in `rayd.synthetic.partitioned`, the queue in `rayd.engine.gradients.model_pool`,
-the second term, called `class_aware`, in `rayd.objectives.classification`.
+Partition and expansion are in `rayd.synthetic.partitioned`, the queue in
+`rayd.engine.gradients.model_pool`, the second term, called `class_aware`, in
+`rayd.objectives.classification`.
 
-**Paper and released code differ**, and the code's own argument defaults are not the method: the
-repository's command file is what recipes follow.
+**Paper and released code differ**, and the defaults of the code's arguments are not the method's
+settings: recipes follow the repository's command file.
 
 - p is in percent in the code, so its lambda of 0.5 (0.1 for CIFAR-10 IPC 50 and CIFAR-100 IPC 10
   and 50, 0.8 for Tiny-ImageNet IPC 50) is `terms.class_aware.weight: 50` (10, 80) here. There, p is
-  a running mean that evaluations reset; here it is that of the last mini-batches that the network
-  was trained on.
-- The code moves the optimizer once for each class, with momentum 0.5: every class takes its own
-  step of size 0.2 and goes on for the steps of the others, by momentum, which sums to twice the
-  step. One step for all classes without momentum and of size 0.4 moves the images as far, with
-  gradients that are all taken at the same place.
+  a running mean that evaluations reset; here it is the accuracy on the last mini-batches of the
+  network's training.
+- The code takes one optimizer step for each class, with momentum 0.5: every class takes its own
+  step of size 0.2 and continues by momentum during the steps of the others, which adds up to twice
+  the step. One step of size 0.4 for all classes without momentum moves the images equally far, with
+  all gradients taken at the same point.
 - For one image per class of CIFAR the code draws 5,000 real images of a class and adds a network
-  every 5 iterations; on Tiny-ImageNet it adds one every 30, as for more images.
+  every 5 iterations; on Tiny-ImageNet it adds one every 30, as for more images per class.
 
-Use it where DM saturates: it gains most at few images per class, for the price of training networks
-meanwhile.
+Use it where DM saturates: it gains most for few images per class, at the cost of training networks
+alongside.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
     "observers": {"model_pool": {}},
     "synthetic": {"kind": "partitioned", "factor": 2},
-    # the code's 0.2 with momentum 0.5 goes on by momentum to twice the step: here one step goes as
-    # far, as there is one for all classes
+    # the code's step of 0.2 with momentum 0.5 adds up to twice that; here, a single step for all
+    # classes moves the images as far
     "synthesis": {"steps": 20000, "learning_rate": 0.4, "momentum": 0.0, "checkpoint_every": 500},
 }
-"""As the released commands have it for 10 images per class."""
+"""Settings of the released commands for 10 images per class."""
 
 
 class ImprovedDistributionMatching(Method):
-    """Class-wise feature means of expanded images in networks in training, and their
-    cross-entropy.
+    """Class-wise feature means of expanded images in networks that are being trained, and the
+    images' cross-entropy.
     """
 
     name = "idm"
@@ -68,5 +69,5 @@ class ImprovedDistributionMatching(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Two terms: the means of DM, and the classes."""
+        """Two terms: the means of DM, and the cross-entropy."""
         return MeanMatching(), ClassAware()

@@ -1,5 +1,5 @@
-"""IID: two relations that means leave out, between samples and between features, as terms on DM and
-on IDM.
+"""IID: relations between samples and between features, which class means ignore, as additional
+terms for DM and IDM.
 
 Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang
 Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024.
@@ -14,21 +14,22 @@ The terms are in `rayd.objectives.relations`, with their symbols; any method may
 (`terms.centralization.weight=0.05`).
 
 **Paper and released code differ.** The paper's weights are 0.05 and 0.01 for 1 and 10 images per
-class, 0.003 and 0.01 for 50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, whatever
-the number of images; the paper's are the defaults here. The code draws one of 1,000 ResNet-18 with
-instance normalisation in each step, each trained for 40 epochs, the default; here they are the
-`classifiers`, ten unless said otherwise, squeezed once like all observers, of which a step draws
-one (`classifiers.order`). For 64 pixels they keep 2 x 2 positions of the last map, 2,048 features,
-as there. The recipes follow the
-paper: 30 epochs (`classifiers.squeeze.epochs`), images of step size 1 on IDM, too (IDM's own is 0.2
-with momentum 0.5, here 0.4 without), 256 real images of a class but for CIFAR with one image, and
-five students. Eq. 3 has an exponential whose scale the paper does not state, so that L_CC keeps
-the form of the code: see `rayd.objectives.relations`.
+class, 0.003 and 0.01 for 50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, regardless
+of the number of images; the paper's weights are the defaults here. In each step, the code draws one
+of 1,000 ResNet-18 with instance normalisation, each trained for 40 epochs, the default; here, these
+are the `classifiers`, ten by default and squeezed once like all observers, of which each step draws
+one (`classifiers.order`). As in the code, they keep 2 x 2 positions of the last map, 2,048
+features, for images of 64 pixels. The recipes follow the paper: 30 epochs
+(`classifiers.squeeze.epochs`), a step size of 1 for the images with IDM as well (IDM's own is 0.2
+with momentum 0.5, here 0.4 without), 256 real images per class except for CIFAR with one image, and
+five students. Eq. 3 has an exponential whose scale the paper does not state, so L_CC has the form
+of the code: see `rayd.objectives.relations`.
 
-A covariance needs two images of a class: with one, DM has no L_CM, while IDM expands it to four.
+A covariance needs two images per class: with one, DM has no L_CM, while IDM expands the image to
+four.
 
 `real: measured`, the default on DM, measures means and covariances of every class once over all
-real images; on IDM networks change, so the real side is sampled as the paper has it.
+real images; with IDM the networks change, so real images are sampled as in the paper.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CITATION = """@inproceedings{deng2024iid,
 
 
 class _Related(Method):
-    """Base of both methods."""
+    """Base class of both methods."""
 
     citation = CITATION
 
@@ -86,5 +87,5 @@ class RelatedImprovedMatching(_Related):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Four terms: the means and classes of IDM, and both relations."""
+        """Four terms: the means and the cross-entropy of IDM, and both relations."""
         return MeanMatching(), ClassAware(), *cls.relations(recipe)

@@ -1,4 +1,4 @@
-r"""KIP: images that teach an infinitely wide network, by regression with its kernel.
+r"""KIP: images from which an infinitely wide network learns, by regression with its kernel.
 
 Timothy Nguyen, Zhourong Chen and Jaehoon Lee, "Dataset Meta-Learning from Kernel Ridge-Regression",
 ICLR 2021; Timothy Nguyen, Roman Novak, Lechao Xiao and Jaehoon Lee, "Dataset Distillation with
@@ -11,36 +11,38 @@ Infinitely Wide Convolutional Networks", NeurIPS 2021.
     X_s   the synthetic images, Y_s their targets, kept or learned
     lambda   1e-6 trace(K_ss) / n (`terms.kernel_regression.relative_ridge`)
 
-No network is drawn or trained: the kernel stands for all of them. The best targets for
-given images are a least-squares problem ("label solve"): `rayd.objectives.neural_kernels.solved_labels`.
+No network is initialised or trained: the kernel represents all of them. The best targets for given
+images are a least-squares problem ("label solve"): `rayd.objectives.neural_kernels.solved_labels`.
 
 **Papers, released code, and what differs here.**
 
-- The code of the first paper, which the defaults follow: a fully connected network of one hidden layer,
-  variances 2 of weights and 0.1^2 of biases; Adam of size 0.04 on 5,000 real images a step, here
-  `observers.real_batch` of each class; 1,000 steps converge. Its loss is a mean over the C outputs too,
-  which does not change the steps of Adam.
+- The code of the first paper, which the defaults follow: a fully connected network of one hidden
+  layer, variances 2 of weights and 0.1^2 of biases; Adam with step size 0.04 on 5,000 real images
+  per step, here `observers.real_batch` of each class; 1,000 steps suffice for convergence. Its loss
+  is also a mean over the C outputs, which does not change the steps of Adam.
 - The second paper's network has three convolutions with pooling, and one before them in its
   "ConvNet" (`terms.kernel_regression: {network: conv, depth: 3}` is the one without, "ConvNet3").
-  Its kernel takes a million numbers for a pair of images of 32 x 32 pixels: hundreds of GPUs there, out
-  of the question here. For 8 x 8 pixels it is practical (`kip-conv-digits`). Recipes for larger images
-  have the fully connected kernel; papers' numbers, which are of the convolutional one, are shown
-  beside them. `krr` has convolutional networks of finite width in place of it.
-- Data are whitened there after each image was centred and scaled; here as in FRePo
+  Its kernel takes a million numbers for a pair of images of 32 x 32 pixels; the authors used
+  hundreds of GPUs, which is not feasible here. For 8 x 8 pixels it is practical
+  (`kip-conv-digits`). Recipes for larger images use the fully connected kernel; the papers' numbers
+  shown next to them are those of the convolutional one. `krr` uses convolutional networks of finite
+  width instead.
+- The code whitens data after centring and scaling each image; here, data are whitened as in FRePo
   (`data.normalization: zca-scaled`).
-- Targets that are learned (`synthetic.labels: classes`) are free there, here centred rows of a softmax,
-  so that the set trains any network.
-- Both judge images by the regression itself, and by networks trained on them. Reports here are of
-  networks.
+- Learned targets (`synthetic.labels: classes`) are unconstrained in the code; here they are centred
+  rows of a softmax, so that the set can train any network.
+- Both papers evaluate images by the regression itself and by networks trained on them. Reports here
+  contain networks only.
 
-On digits (8 x 8 pixels, one image per class) the regression classifies 92.8 % of the test images
-correctly from the learned images, 68.7 % from random ones, and 81.9 % from random ones with solved labels (`kip-digits`, three
-distillations); ConvNets that learn from the images 84.6 %, from random ones 73.7 %.
+On digits (8 x 8 pixels, one image per class) the regression on the learned images classifies 92.8 %
+of the test images correctly, on random ones 68.7 %, and on random ones with solved labels 81.9 %
+(`kip-digits`, three distillations). ConvNets trained on the learned images reach 84.6 %, on random
+ones 73.7 %.
 
 The engine needs an observer in every step, so there is one: a network of one unit whose output is
 not used.
 
-Use it for very small sets of small images, and to see how far a fixed kernel can go.
+Use it for very small sets of small images, and to find out how far a fixed kernel can go.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from rayd.objectives import KernelRegression, Term
 
 
 class KernelInducingPoints(Method):
-    """Regression with the tangent kernel of an infinitely wide network."""
+    """Regression with the neural tangent kernel of an infinitely wide network."""
 
     name = "kip"
     citation = """@inproceedings{nguyen2021kip,
@@ -63,14 +65,13 @@ class KernelInducingPoints(Method):
   booktitle = {International Conference on Learning Representations (ICLR)},
   year      = {2021}
 }"""
-    # images are compared in float64, and must not be rounded before
+    # images are compared in float64, and must not be rounded beforehand
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "float32"}
     defaults: ClassVar[Mapping[str, Any]] = {
         "real": "sampled",
         "data": {"normalization": "zca-scaled"},
         "observers": {
-            # nobody reads its output: an observer is asked for in every step, so it should cost
-            # nothing
+            # every step needs an observer; its output is not used, so it should cost nothing
             "networks": {"name": "mlp", "width": 1},
             "augmentation": None,
             "real_batch": 500,
@@ -86,5 +87,5 @@ class KernelInducingPoints(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """One term: what the regression gets wrong of the real images."""
+        """One term: the loss of the regression on the real images."""
         return (KernelRegression(),)

@@ -11,15 +11,17 @@ step size, and should arrive where the expert is M epochs later:
 with the symbols of `rayd.objectives.trajectory`. N is `objective.steps`, M `objective.epochs`.
 
 The defaults are those of the released code: 100 experts of 50 epochs, 5,000 steps, images of step
-size 1,000 with momentum 0.5. The step size alpha starts at 0.01 and moves with 1e-5 there; here its
-logarithm is learned, at 0.1, which begins alike (`rayd.synthetic.learned_step_size`). N, M and
-`start.most` differ from cell to cell of the paper's tables.
+size 1,000 with momentum 0.5. The step size alpha starts at 0.01 and is learned at a rate of 1e-5 in
+the code; here its logarithm is learned at 0.1, which is equivalent at the start
+(`rayd.synthetic.learned_step_size`). N, M and `start.most` differ between the cells of the paper's
+tables.
 
-**Different from the released code**: the gradient is the same, but found in the memory of one step
-(`objective.way: reverse`). Where the batch size does not divide the set, the smaller batch is
-the last one of an epoch; in the released code it is the first. Steps whose loss is not finite are skipped and counted.
+**Different from the released code**: the gradient is the same, but is computed in the memory of one
+step (`objective.way: reverse`). If the batch size does not divide the set, the smaller batch is the
+last one of an epoch; in the released code it is the first. Steps whose loss is not finite are
+skipped and counted.
 
-Use it where DM is not good enough and experts are affordable; LS-MTT stores images in less space.
+Use it if DM is not good enough and experts are affordable; LS-MTT stores images in less space.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ DEFAULTS = {
         "steps": 5000,
         "learning_rate": 1000.0,
         "momentum": 0.5,
-        # of the logarithm: from 0.01 on, a step is as long as one of 1e-5 of the step size itself
+        # of the logarithm: at 0.01, a step is as long as one of size 1e-5 in the step size itself
         "learning_rates": {"log_step_size": 0.1},
     },
 }

@@ -16,40 +16,41 @@ Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Li
     A       colour, crop and cutout, the same for both sides
 
 Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60
-epochs with cutmix, colour, crop, shift and flip; images move by AdamW for 20,000 steps and stay in
-the range of pixels; students learn hard labels for 2,000 epochs, in batches of 128, flipped and
-coloured, and cropped, scaled or rotated.
+epochs with cutmix, colour, crop, shift and flip; images are optimised by AdamW for 20,000 steps,
+with pixels kept in range; students learn hard labels for 2,000 epochs in batches of 128, with
+flips, colour, and crops, scales or rotations.
 
 **Paper and released code differ, and what was chosen here.**
 
-- The code draws frequencies and 1,024 real images a class anew for every step. `real: measured`
-  draws frequencies once for every observer and measures *all* real images at them once, so a step
-  costs nothing that grows with the real data.
-- The *sampling network*, which draws frequencies adversarially, is in the paper's title, but off in
-  every configuration of the code; `sampling_network: true` switches on one that weights
-  drawn frequencies, so that the real side can be measured once. It maximises the same objective over
-  the densities that differ from the kernel's spectrum by a bounded factor. See
-  `rayd.objectives.frequency_network`.
+- The code draws new frequencies and 1,024 real images per class in every step. `real: measured`
+  draws frequencies once per observer and measures *all* real images at them once, so the cost of a
+  step does not depend on the amount of real data.
+- The *sampling network*, which draws frequencies adversarially, is the subject of the paper's
+  title, but off in every configuration of the code; `sampling_network: true` switches on a network
+  that weights drawn frequencies instead, so that the real side can be measured once. It maximises
+  the same objective over the densities that differ from the kernel's spectrum by a bounded factor.
+  See `rayd.objectives.frequency_network`.
 - The code takes one optimizer step for each class, and alternates with steps of the cross-entropy
-  of one network (*calibration*), the mean over one class with weight 1. Here all classes and both
-  terms are one step, and both are sums over classes (`terms.calibration.weight`: 0 switches the
-  latter off).
-- Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a
-  plateau. Its 0.001 is in units of pixels in [0, 1], that is 0.004 in units of normalised ones, and
-  it takes 2 C steps for C classes in an iteration, of which two have a gradient for an image: with
-  Adam's moments they move it 2 sqrt(C) steps far. The default of 0.025 is the same pace for ten
-  classes, with all gradients taken at the same place; set 0.008 sqrt(C) for others.
-- Students of the last epoch are reported, the code reports the best of tests every 100 epochs.
-  Cutmix is applied to every batch, there to half of them.
+  of one network (*calibration*), the mean over one class with weight 1. Here, all classes and both
+  terms are part of one step, and both are sums over classes (`terms.calibration.weight`: 0 switches
+  the latter off).
+- Images are optimised by Adam, without AdamW's decay, at a constant step size, whereas the code
+  lowers it on a plateau. The code's 0.001 is in units of pixels in [0, 1], that is 0.004 in units
+  of normalised ones. An iteration of the code takes 2 C steps for C classes, of which two have a
+  gradient for a given image: with Adam's moments they move it by 2 sqrt(C) steps. The default of
+  0.025 gives the same pace for ten classes, with all gradients taken at the same point; set 0.008
+  sqrt(C) for other numbers.
+- Accuracies are those of the last epoch; the code reports the best of the tests every 100 epochs.
+  Cutmix is applied to every batch, in the code to half of them.
 - The weights of observers are interpolated between initial and trained ones, l initial + (1 - l)
-  trained with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
-  for good, so that it can be measured once (and keeps it with `real: sampled`).
-  `observers.interpolate: false` takes the trained weights.
+  trained with l uniform in [0, 1]. The code draws a new l in every step; here, every observer has a
+  fixed l, so that it can be measured once (`real: sampled` keeps it fixed, too).
+  `observers.interpolate: false` uses the trained weights.
 - Calibration, as in the code, is computed in networks as they were trained: interpolated observers
   are complemented by the same networks with their trained weights (`Recipe.classifier_settings`),
   unless the recipe has `classifiers` of its own.
 
-Use it where observers can be trained on the real data and labels are to be hard.
+Use it if observers can be trained on the real data and labels must be hard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SRe2L: squeeze the data into a network, recover images from its normalisations, relabel them by
+"""SRe2L: squeeze the data into a network, recover images from its normalisations, relabel them with
 it.
 
 Zeyuan Yin, Eric Xing and Zhiqiang Shen, "Squeeze, Recover and Relabel: Dataset Condensation at
@@ -12,23 +12,23 @@ ImageNet Scale From A New Perspective", NeurIPS 2023.
     mean_l, var_l   of the input of batch normalisation l, over images and positions, (channels,); without argument: real images
     w_l   10 for the first normalisation, 1 for the others         r   0.01 (`terms.moments.weight`; 1 on Tiny-ImageNet)
 
-Adam (0.5, 0.9), step size 0.25 along a cosine to zero, 1,000 steps on CIFAR and 4,000 elsewhere, a
-block of 100 images, of the classes in turn: one of each of a hundred, ten of each of ten
-(`synthesis.block: classes` is one of each, whatever their number); pixels are kept in range after
-every step. Students then learn from the network's softened labels (T = 20).
+Adam (0.5, 0.9), step size 0.25 along a cosine to zero, 1,000 steps on CIFAR and 4,000 elsewhere, in
+blocks of 100 images that cycle through the classes: one image of each of a hundred, ten of each of
+ten (`synthesis.block: classes` has one of each, whatever their number); pixels are kept in range
+after every step. Students then learn from the network's softened labels (T = 20).
 
-**Paper and released code differ**, or leave open: the paper's image priors (total variation, l2)
-have weight 0 in the scripts and are left out here. Real statistics in the code are the running ones
-of training, exponentially averaged over batches that were augmented and with unbiased variance;
-here they are measured once over the training split as it is, in eval mode, with biased variance, as
-that of X is. The code stores the last images as JPEG, cut to 8 bits; here they are not. It reports
-the best of all test evaluations; here the last is the default. On CIFAR-100 it labels online with
-mixup(0.8) and T = 30, and all parameters decay; in training on stored labels (ImageNet,
-Tiny-ImageNet) biases and normalisations do not, `evaluation.weight_decay_of: weights` in those
-recipes.
+**Paper and released code differ.** The paper's image priors (total variation, l2) have weight 0 in
+the scripts and are omitted here. Real statistics in the code are the running ones of training,
+exponentially averaged over batches that were augmented and with unbiased variance; here they are
+measured once over the training split without augmentation, in eval mode, with biased variance like
+that of X. The code stores the final images as JPEG, reduced to 8 bits; here they are not. It
+reports the best of all test evaluations; here the last is the default. On CIFAR-100 it labels
+online with mixup(0.8) and T = 30, and weight decay applies to all parameters; in training on stored
+labels (ImageNet, Tiny-ImageNet) it excludes biases and normalisations, `evaluation.weight_decay_of:
+weights` in those recipes.
 
-Use it where the data are too large for any method that looks at them in every step; a network with
-batch normalisation is needed. With few classes or images RDED and EDC are better.
+Use it if the data set is too large for methods that use real images in every step; it needs a
+network with batch normalisation. For few classes or images, RDED and EDC are better.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ class SqueezeRecoverRelabel(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Two terms: the classes, and the inputs of normalisations."""
+        """Two terms: the cross-entropy, and the inputs of normalisations."""
         return CrossEntropy(), NormalizationMatching()

@@ -1,19 +1,19 @@
 r"""TESLA: trajectory matching with an approximate gradient, in constant memory.
 
 Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K
-with Constant Memory", ICML 2023. MTT, with a gradient that neglects how the images of
-one step affect the parameters at later steps: `objective.way: truncated`, with the formula in
+with Constant Memory", ICML 2023. It is MTT with a gradient that neglects the effect of the images
+of one step on the parameters at later steps: `objective.way: truncated`, with the formula in
 `rayd.objectives.trajectory`.
 
-**Paper and released code differ.** The code has half of the printed gradient, which is the one
-here, so the published step size of the images, 1,000, is halved (the default). The published step
-size of alpha, which starts at 0.01, is 1e-7 on CIFAR-10, that is 1e-3 of its logarithm (the
-default), and 1e-5 on CIFAR-100, that is 0.1. Of the published commands, that for CIFAR-100 whitens
-images, that for CIFAR-10 does not; both take 10,000 steps, the default. Soft labels by experts,
-which the paper has for ImageNet-1K, are those of `synthetic.labels: experts`, which here are
-learned, too.
+**Paper and released code differ.** The code computes half of the printed gradient. The printed one
+is used here, so the published step size of the images, 1,000, is halved (the default). The
+published step size of alpha, which starts at 0.01, is 1e-7 on CIFAR-10, which corresponds to 1e-3
+for its logarithm (the default), and 1e-5 on CIFAR-100, which corresponds to 0.1. The published
+command for CIFAR-100 whitens images, that for CIFAR-10 does not; both take 10,000 steps, the
+default. The experts' soft labels, which the paper uses for ImageNet-1K, are available as
+`synthetic.labels: experts`; here they are learned, too.
 
-Use it for comparison: MTT's exact gradient takes no more memory here, and about a third more time.
+Use it for comparison: here, MTT's exact gradient takes no more memory, and about a third more time.
 """
 
 from __future__ import annotations

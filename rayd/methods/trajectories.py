@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 
 
 class TrajectoryMethod(Method):
-    """Students that learn from the synthetic images should move as experts that learn from the real
-    ones.
+    """Students trained on the synthetic images should follow the trajectories of experts trained on
+    the real ones.
     """
 
     settings_type = TrajectorySettings
     needs_experts: ClassVar[bool] = True
-    # the loss is a difference of parameters that lie close together, and experts are what it is
-    # compared with
+    # the loss is a difference between nearly equal parameters, which those of experts are part of
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32", "experts": "tf32"}
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """No terms of its own: images are not compared."""
+        """No terms, as images are not compared."""
         return ()
 
     @cached_property
     def trajectory_objective(self) -> TrajectoryObjective:
-        """As the recipe's `objective` sets it."""
+        """The objective with the settings of the recipe's `objective`."""
         from rayd.objectives.trajectory_matching import TrajectoryObjective
 
         settings: TrajectorySettings = self.settings
@@ -43,19 +42,19 @@ class TrajectoryMethod(Method):
         )
 
     def check(self) -> None:
-        """Refuse settings under which students cannot follow the experts."""
+        """Refuse settings with which students cannot follow the experts."""
         settings: TrajectorySettings = self.settings
         if self.recipe.synthetic.step_size is None:
             raise ConfigError(
-                f"Method '{self.name}' learns a step size of students: set 'synthetic.step_size', e.g. to 0.01."
+                f"Method '{self.name}' learns a step size for students: set 'synthetic.step_size', e.g. to 0.01."
             )
         synthesis = self.recipe.synthesis
         if self.recipe.synthetic.labels != "hard" and "labels" not in synthesis.learning_rates:
             raise ConfigError(
-                f"Labels need a step size of their own, not that of images ({synthesis.learning_rate:g}): set "
+                f"Labels need their own step size, not that of images ({synthesis.learning_rate:g}): set "
                 "'synthesis.learning_rates.labels', e.g. to 2."
             )
-        # not that of `trajectory_objective`, which needs torch
+        # computed here because `trajectory_objective` needs torch
         last = self.recipe.experts.epochs - settings.epochs
         if last < settings.start.least:
             raise ConfigError(

@@ -12,8 +12,7 @@ ICLR 2026.
           labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral_filter.weight`)
     f     a filter (`terms.spectral_filter.filter`), and how its parameter changes over the steps          w, v  1
 
-The view of the paper is that the methods of the field differ in f. What each is here, in settings
-of the term:
+In the view of the paper, the methods of the field differ in f. As settings of the term, they are:
 
     DM           filter: {name: all-pass}                                                        layers: features
     DC           filter: {name: low-pass}, signal_filter: {name: all-pass}
@@ -22,14 +21,15 @@ of the term:
     FRePo, KIP   filter: {name: ridge, beta: ...}                                                layers: features
     CFM          filter: {name: ridge, schedule: {name: cosine}}, and means over blocks: method `cfm`
 
-P are the steps of MTT's student on the synthetic images and Q those of its expert on the real ones
-(Eq. 10), of the sizes a and b.
+P is the number of steps of MTT's student on the synthetic images and Q that of its expert on the
+real ones (Eq. 10); a and b are their step sizes.
 
-These are the filters of those methods, not the methods themselves: networks, step sizes, the set and
-what the filter is applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
-centred). The classification term can be switched off (`terms.cross_entropy.weight: 0`). A schedule
-goes over the steps of each block, as blocks go side by side. For the mathematics, and for what
-paper and code do otherwise, see `rayd.objectives.spectral_filter` and `rayd.objectives.filters`.
+These are the filters of those methods, not the methods themselves: networks, step sizes, the
+synthetic set and the filtered matrices are those of CFM (FRePo's own ridge is relative to the trace
+of uncentred moments). The classification term can be switched off (`terms.cross_entropy.weight:
+0`). A schedule runs over the steps of each block, as blocks are optimised in parallel. For the
+mathematics, and for the differences between paper and code, see `rayd.objectives.spectral_filter`
+and `rayd.objectives.filters`.
 
 Use it to compare filters; use CFM to get a good set.
 """
@@ -62,7 +62,7 @@ DEFAULTS = family(
         "evaluation": {
             "epochs": 1000,
             "batch_size": 100,
-            # the first half of a cosine, as in the code: the step size ends at a half, not at zero
+            # the first half of a cosine, as in the code: the step size ends at half its value
             "schedule": {"name": "cosine", "stretch": 2.0},
         },
     }
@@ -71,7 +71,7 @@ DEFAULTS = family(
 
 
 class SpectralFiltering(Method):
-    """Cross-entropy, and correlations of features and labels through a filter."""
+    """Cross-entropy, and filtered correlations of features and labels."""
 
     name = "unidd"
     citation = CITATION
@@ -85,5 +85,5 @@ class SpectralFiltering(Method):
 
     @classmethod
     def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
-        """Two terms: the classes, and what the filter passes."""
+        """Two terms: the cross-entropy, and the filtered correlations."""
         return CrossEntropy(), SpectralFilterMatching()

@@ -55,7 +55,7 @@ def build(
 
 
 def uses_batch_statistics(network: nn.Module) -> bool:
-    """Whether a layer uses batch statistics in training, as any batch normalisation does."""
+    """Whether a layer uses batch statistics in training, i.e. is a batch normalisation."""
     return any(True for _ in _batch_normalizations(network))
 
 
@@ -86,8 +86,8 @@ def _batch_normalizations(network: nn.Module) -> Iterator[nn.Module]:
 def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy weights and buffers of the same architecture into a network, by name.
 
-    Types and memory layout of the network are kept. From the host the tensors are sent in one
-    asynchronous copy. Other tensors of the state are ignored.
+    Dtypes and memory layout of the network are kept. Tensors on the host are sent to a device in
+    one asynchronous copy. Other tensors of the state are ignored.
 
     Raises:
         KeyError: a tensor is missing.
@@ -103,8 +103,8 @@ def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def restore(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a network's `state_dict` from plain tensors by name.
 
-    Some modules read the version of a state dict, which is not among its tensors: the network's own
-    version is used.
+    Some modules read the version of a state dict, which is not stored in its tensors; the network's
+    own version is used.
 
     Raises:
         RuntimeError: a tensor is missing, unknown, or has another shape.

@@ -1,17 +1,18 @@
-"""Check that a network's outputs stand for the data's classes, by its predictions on real images.
+"""Check that a network's outputs correspond to the data's classes, by its predictions on real
+images.
 
 A checkpoint records how many classes its network has, but seldom which, and a network trained in
-another class order (names sorted differently, two classes swapped) trains students on wrong labels
-without any sign. Its predictions reveal it:
+another class order (names sorted differently, two classes swapped) silently trains students on
+wrong labels. Its predictions reveal it:
 
     right      = share of images whose predicted class is correct
     reordered  = the same under the best one-to-one relabelling of the outputs (an assignment
                  problem on the confusion matrix)
 
 The relabelling is fitted to the images it is evaluated on, so `reordered` exceeds `right` for any
-network that errs, and more so with few images per class. Chance level is therefore measured on
-shuffled labels: `reordered_guess` with relabelling, `guess` without it. Two quantities correct for
-this:
+network that makes errors, and more so with few images per class. Chance level is therefore measured
+on shuffled labels: `reordered_guess` with relabelling, `guess` without it. Two quantities correct
+for this:
 
     optimism   = (reordered_guess - guess) * (1 - right), as only errors can be gained
     skill      = (accuracy - guess) / (1 - guess), 0 at chance and 1 without errors
@@ -27,8 +28,8 @@ A network is considered to have
 
 For example, 30% accuracy on 100 classes passes with 10 images of each, and two swapped classes of
 10 are found at 90% accuracy. With fewer than about 100 images only a good network passes. A class
-whose images are all predicted as another is no fault; but a weak network that confuses most images
-of two classes with each other is reported as having them swapped.
+whose images are all predicted as another one is not reported; but a weak network that confuses most
+images of two classes with each other is reported as having them swapped.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ REORDERED_SKILL = 0.15
 SKILL = 0.1
 """Minimum skill of a network that knows the classes; random networks reach 0.06 on digits."""
 DEVIATIONS = 3.0
-"""Number of standard deviations that is significant."""
+"""Number of standard deviations that counts as significant."""
 SHUFFLES = 5
 """Number of label shuffles for measuring chance level."""
 
@@ -63,7 +64,7 @@ Confusion = NDArray[np.int64]
 
 
 def order_fault(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str | None:
-    """Describe what is wrong with a network's classes; None if they match the data's, in order.
+    """Describe a mismatch of a network's classes; None if they match the data's, in order.
 
     Args:
         logits: the network's output for real images, (N, C).

@@ -47,8 +47,8 @@ class Observation:
     images: Tensor
     """Input of the network, (N, channels, height, width)."""
     others: OtherParts | None = None
-    """The other parts of the batch, where this is one: `logits` and FEATURES are those of the whole
-    batch, `images` and other layers those of this part.
+    """The other parts of the batch, if this is one part: `logits` and FEATURES are then those of
+    the whole batch, `images` and other layers those of this part.
     """
 
 
@@ -68,7 +68,7 @@ class FeatureExtractor(nn.Module):
         network: the network; its mode and its running statistics are left unchanged.
         roles: roles to record.
         shape: (channels, height, width) of the images.
-        optional: roles that may have no layer: their tensors are then an empty tuple.
+        optional: roles that may have no layers; their tensors are then an empty tuple.
 
     Attributes:
         largest: number of values of the largest layer input or output, for one image.
@@ -127,7 +127,7 @@ class FeatureExtractor(nn.Module):
         return Observation(logits, layers, images)
 
     def layers(self, role: LayerRole) -> list[str]:
-        """Names of the modules of a role, in order of execution; repeated if run repeatedly."""
+        """Names of the modules of a role, in order of execution, with repetitions."""
         return [call.port.module for call in self._calls[role]]
 
     def dimensions(self, role: LayerRole) -> list[tuple[int, ...]]:
@@ -156,7 +156,7 @@ _Trace = list[tuple[_Call, Tensor]]
 def _recording(
     network: nn.Module, ports: Iterable[_Port], record: Callable[[_Call, Tensor], None]
 ) -> Iterator[None]:
-    """Call `record` with every tensor that passes the ports, until the block ends."""
+    """Context in which `record` is called with every tensor that passes the ports."""
     counts: Counter[_Port] = Counter()
 
     def count(port: _Port, value: object) -> None:
@@ -174,7 +174,7 @@ def _hook(
     module: nn.Module, port: _Port, count: Callable[[_Port, object], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        # the first argument, however it is passed
+        # the first argument, positional or by keyword
         count(port, next(iter((*arguments, *keywords.values())), None))
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -191,7 +191,7 @@ def _trace(network: nn.Module, shape: ImageShape) -> _Trace:
     ports: list[_Port] = []
     for name, _ in network.named_modules():
         ports += [_Port(name, "input"), _Port(name, "output")]
-    # submodules may have modes of their own, so each one's is restored
+    # submodules may differ in mode, so each one's is restored
     modes = {module: module.training for module in network.modules()}
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
@@ -242,9 +242,9 @@ def _conv_path(network: nn.Module, trace: _Trace) -> _Trace:
 def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
     """Input of the last adaptive pooling, or the last later map that is larger than its output.
 
-    Networks pool globally by adaptive pooling; squeeze-and-excitation uses it inside a block, hence
-    the second case. A network that turns its maps into a sequence of tokens (N, tokens, d) has no
-    last map.
+    Networks use adaptive pooling for global pooling, but squeeze-and-excitation uses it inside a
+    block, hence the second case. A network that turns its maps into a sequence of tokens (N,
+    tokens, d) has no last map.
     """
     last: _Trace = []
     pooled_area = 0
@@ -269,10 +269,10 @@ def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
 
 
 def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
-    """Maps at which the resolution falls for good, and the last map; see `LayerRole`.
+    """Maps after which the resolution decreases permanently, and the last map; see `LayerRole`.
 
-    The resolution falls inside a convolution (by strides) or between two of them (by pooling). Either
-    way, the map that the next stage reads first is the output of a block.
+    The resolution decreases inside a convolution (by strides) or between two of them (by pooling).
+    In both cases, the map that the next stage reads first is the output of a block.
     """
     last = _last_map(network, trace)
     written = {
@@ -282,26 +282,26 @@ def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
     }
     read = [(call, tensor) for call, tensor in _conv_inputs(network, trace) if tensor.ndim == 4]
     images = read[0][1] if read else None
-    # when a tensor is first read: shortcuts read it again
+    # index of the first read of a tensor, as shortcuts read it again
     first: dict[int, int] = {}
-    # by area of the map, the place in `read` where it shrinks: after a convolution, or inside one
+    # by area of the map, the index in `read` at which it shrinks, after a convolution or inside one
     pooled: dict[int, int] = {}
     strided: dict[int, int] = {}
-    # area that the convolution before has written
+    # area of the previous convolution's output
     before = 0
     for order, (call, tensor) in enumerate(read):
         area = _area(tensor)
         index = first.setdefault(id(tensor), order)
         after = written.get((call.port.module, call.number), area)
         later = max((_area(other) for _, other in (*read[order + 1 :], *last)), default=0)
-        # squeeze-and-excitation reads pooled maps, too, but larger ones follow
+        # squeeze-and-excitation also reads pooled maps, but larger ones follow
         if tensor is not images and later <= area:
             if after < area:
                 strided[area] = min(index, strided.get(area, index))
             elif area < before:
                 pooled[area] = index
         before = after
-    # a stem's pooled map has the resolution of the stage that follows, whose output counts
+    # a stem's pooled map has the resolution of the next stage, whose output is the block's
     ends = [read[index] for index in sorted((pooled | strided).values())]
     return [end for end in ends if not last or end[1] is not last[0][1]] + last
 

@@ -19,8 +19,8 @@ class FlatNetwork:
     """A network as a pure function of parameters and images, with the vector's dtype and device.
 
     Args:
-        network: a network without buffers and randomness: its output must depend on parameters and
-            images alone.
+        network: a network without buffers and randomness, whose output depends only on parameters
+            and images.
 
     Raises:
         ConfigError: it has buffers, such as running statistics of batch normalisation, dropout, or
@@ -31,13 +31,13 @@ class FlatNetwork:
         buffer = next((name for name, _ in network.named_buffers()), None)
         if buffer is not None:
             raise ConfigError(
-                "The networks of trajectories must keep nothing but parameters: use the norm "
+                "The networks of trajectories must have no state except parameters: use the norm "
                 "'instance', 'group', 'layer' or 'none'. "
                 f"Got {type(network).__name__} with '{buffer}' instead."
             )
         if any(map(_is_random, network.modules())):
             raise ConfigError(
-                "The networks of trajectories must be without dropout and stochastic depth. "
+                "The networks of trajectories must not use dropout or stochastic depth. "
                 f"Got {type(network).__name__} instead."
             )
         self._network = network
@@ -76,7 +76,7 @@ def _is_random(module: nn.Module) -> bool:
         return module.p > 0
     if isinstance(module, nn.MultiheadAttention):
         return bool(module.dropout)
-    # stochastic depth of torchvision and of timm, told by name: importing them takes long
+    # stochastic depth of torchvision and timm is recognised by name, as importing them is slow
     names = {"StochasticDepth": "p", "DropPath": "drop_prob"}
     probability = getattr(module, names.get(type(module).__name__, ""), None)
     return bool(probability)

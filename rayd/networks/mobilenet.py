@@ -4,7 +4,7 @@ Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 
 This is the variant that G-VBSM and EDC use for images of 32x32 pixels (697,546 parameters for ten
 classes). It differs from the paper: all layers but the last convolution have half the channels, the
-second stage has stride 1, so that the last map is 2x2, the first block, too, has an expansion, and
+second stage has stride 1, so that the last map is 2x2, the first block has an expansion, too, and
 ReLU replaces ReLU6, which is meant for low-precision arithmetic. The released code also draws the
 initial weights differently. `torchvision/mobilenet_v2` is the paper's architecture.
 """
@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution and linear bottleneck.
 
     Maps (N, inputs, h, w) to (N, outputs, ceil(h/stride), ceil(w/stride)). The result is added to
-    the input where both have the same shape.
+    the input if both have the same shape.
     """
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:

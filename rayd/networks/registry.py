@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TORCHVISION = "torchvision/"
 """Prefix of torchvision's models."""
 TIMM = "timm/"
-"""Prefix of the models of timm, which is an extra."""
+"""Prefix of the models of timm, an optional dependency."""
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
@@ -45,7 +45,7 @@ class Architecture:
     builder: Builder
     """Builds the network from a shape, a number of classes, and options."""
     options: tuple[str, ...]
-    """Subset of `depth`, `width` and `norm` that the builder takes."""
+    """Options that the builder takes, a subset of `depth`, `width` and `norm`."""
     norms: tuple[Norm, ...]
     """Supported values of `norm`."""
 
@@ -89,16 +89,16 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
 
 
 def register_part(name: str, part: object) -> None:
-    """Register an own network: a function that builds one, a class, or a module.
+    """Register a user's network: a function that builds one, a class, or a module.
 
     Args:
         name: name in settings.
         part: a function or class that takes the shape of the images and the number of classes, or
-            nothing; or a module, of which copies are used, each with its own initial weights.
+            no arguments; or a module, of which copies with new initial weights are used.
 
     Raises:
         ConfigError: it is none of these, a function or class that takes other arguments, or a
-            module whose weights cannot be drawn anew.
+            module whose weights cannot be reset.
     """
     if not isinstance(part, nn.Module) and not callable(part):
         raise ConfigError(
@@ -132,7 +132,7 @@ def _takes_arguments(part: Callable[..., object]) -> bool:
 
 
 def _check_arguments(name: str, part: Callable[..., object]) -> None:
-    """Refuse a builder that cannot be called with shape and classes, nor without arguments."""
+    """Refuse a builder that can be called neither with shape and classes nor without arguments."""
     parameters = signature(part)
     given = ("shape", "classes") if _takes_arguments(part) else ()
     try:
@@ -145,13 +145,13 @@ def _check_arguments(name: str, part: Callable[..., object]) -> None:
 
 
 def _check_resettable(name: str, module: nn.Module) -> None:
-    """Refuse a module with parameters that no `reset_parameters` draws."""
+    """Refuse a module with parameters that no `reset_parameters` initialises."""
     for place, inner in module.named_modules():
         own = next(iter(inner.named_parameters(recurse=False)), None)
         if own is not None and not hasattr(inner, "reset_parameters"):
             where = f"{place}.{own[0]}" if place else own[0]
             raise ConfigError(
-                f"The weights of network '{name}' cannot be drawn anew: '{where}' belongs to a "
+                f"The weights of network '{name}' cannot be reset: '{where}' belongs to a "
                 "module without 'reset_parameters'. Give a function that builds the network."
             )
 
@@ -167,7 +167,7 @@ def _drawn_anew(module: nn.Module) -> nn.Module:
 
 
 def _check_logits(name: str, network: object, shape: ImageShape, classes: int) -> None:
-    """Refuse an own network that does not map images to logits of the classes."""
+    """Refuse a user's network that does not map images to logits of the classes."""
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"Network '{name}' must build a torch module. Got {type(network).__name__} instead."
@@ -183,7 +183,7 @@ def _check_logits(name: str, network: object, shape: ImageShape, classes: int) -
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (2, classes):
         raise ConfigError(
-            f"Network '{name}' must map two images to logits (2, {classes}), one of each class. "
+            f"Network '{name}' must map two images to logits (2, {classes}), one for each class. "
             f"Got {got} instead."
         )
 
@@ -199,10 +199,10 @@ def find(name: str) -> Architecture:
     """Look up an architecture by name, or by `package.module:Name`.
 
     Raises:
-        ConfigError: it is unknown; the message names the nearest.
+        ConfigError: it is unknown; the message suggests the nearest name.
     """
     part = None if name in _ARCHITECTURES else plugins.find("networks", name)
-    # the import of a part may have registered a builder under this name
+    # importing a plug-in may have registered a builder under this name
     if part is not None and name not in _ARCHITECTURES:
         register_part(name, part)
     if name not in _ARCHITECTURES:
@@ -218,8 +218,8 @@ def check(spec: NetworkSettings) -> None:
     Models of torchvision and timm are not looked up, as that would import them.
 
     Raises:
-        ConfigError: the network or an option is unknown; the message names the nearest. Or timm is
-            needed and missing.
+        ConfigError: the network or an option is unknown, with the nearest name in the message; or
+            timm is needed and missing.
     """
     if spec.name.startswith(TIMM):
         require_timm(spec.name)
@@ -230,12 +230,12 @@ def check(spec: NetworkSettings) -> None:
 
 
 def given_options(spec: NetworkSettings) -> dict[str, int | str]:
-    """Architecture options set in `spec`: all settings but those of other purpose."""
+    """Architecture options set in `spec`: all settings except those with another purpose."""
     return spec.model_dump(exclude={"name", "weights", "learning_rate"}, exclude_none=True)
 
 
 def require_timm(name: str) -> None:
-    """Raise a ConfigError where timm is not installed, which a network needs."""
+    """Raise a ConfigError if a network needs timm, which is not installed."""
     if find_spec("timm") is None:
         raise ConfigError(
             f"Network '{name}' needs the package timm, which is not installed: "
@@ -256,8 +256,8 @@ def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...
 def border_of(shape: ImageShape) -> int:
     """Additional padding of the first convolution: 2 for sides of 28 to 31 pixels, else 0.
 
-    Zhao et al. (ICLR 2021) pad MNIST's images of 28x28 pixels like this, so that networks have the
-    same maps as for images of 32x32.
+    Zhao et al. (ICLR 2021) pad MNIST's images of 28x28 pixels in this way, so that maps have the
+    same size as for images of 32x32.
     """
     return 2 if 28 <= min(shape[1:]) < 32 else 0
 

@@ -1,7 +1,7 @@
 """Models of timm as `timm/<model>`, with random weights: DeiT-Tiny and a thousand others.
 
-timm (Wightman, "PyTorch Image Models") is an extra: `pip install 'rayd[timm]'`. Models that are
-built for one size of images, as vision transformers are, are built for that of the data.
+timm (Wightman, "PyTorch Image Models") is an optional dependency: `pip install 'rayd[timm]'`.
+Models with a fixed image size, such as vision transformers, are built for the size of the data.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_timm(name: str, shape: ImageShape, classes: int) -> nn.Module:
 
 
 def _built(model: str, channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-    """The model for one size of images where it has one, else for any."""
+    """Build the model for the image size, if it depends on one."""
     import timm
 
     options = {"pretrained": False, "num_classes": classes, "in_chans": channels}

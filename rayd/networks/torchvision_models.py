@@ -2,8 +2,8 @@
 
 ResNets of any depth get a 3x3 stem of stride 1 without max pooling for images of up to 64 pixels,
 as in SRe2L (Yin et al., NeurIPS 2023), RDED (Sun et al., CVPR 2024) and their successors on CIFAR
-and Tiny-ImageNet; `resnet18` has that stem for images of any size. All other layers are torchvision's, except
-for the first convolution, which takes the channels of the images, and the classifier.
+and Tiny-ImageNet; `resnet18` has that stem for images of any size. All other layers are
+torchvision's, except for the input channels of the first convolution, and the classifier.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Initial weights of networks: torchvision's, a safetensors file, or a state dict of torch.
 
-All tensors must fit; the classifier's may differ only if the network is trained further. Nothing is
-unpickled except tensors: torch's files, of the format before torch 1.6 as well, are read with
-`weights_only`, bare pickles not at all.
+All tensors must fit; the classifier's may differ only if the network is trained further. Nothing
+except tensors is unpickled: torch's files, including those in the format before torch 1.6, are read
+with `weights_only`; plain pickles are rejected.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ TORCHVISION = "torchvision"
 others may follow a slash, as in `torchvision/IMAGENET1K_V1`.
 """
 RESCALING = ("googlenet", "inception_v3")
-"""Models whose pretrained weights expect another input scale, which torchvision only applies when
-it loads the weights itself.
+"""Models whose pretrained weights expect a different input scale, which torchvision applies only
+when it loads the weights itself.
 """
 OLD_NAMES = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
@@ -41,9 +41,9 @@ OLD_NAMES = (
 )
 """Renamed tensors: patterns of names in torchvision's files, and their current names."""
 COMPILED = "_orig_mod."
-"""Prefix that `torch.compile` adds to names, of the whole network or of a part."""
+"""Prefix that `torch.compile` adds to names, of the whole network or of a submodule."""
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of files that torch wrote before version 1.6, which are no archives."""
+"""First bytes of files written by torch before version 1.6, which are not archives."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Weights:
 
 
 def fingerprint(settings: ObserverNetworkSettings) -> str | None:
-    """Identify a network's initial weights: SHA-256 of the file, or torchvision's name for them.
+    """Identifier of a network's initial weights: SHA-256 of the file, or torchvision's name.
 
     None without given weights.
 
@@ -214,7 +214,7 @@ def _rows(label: str, known: list[str], class_names: Sequence[str]) -> list[int]
         else:
             raise ConfigError(
                 f"Weights '{label}' are used unchanged, so every class must be one of the "
-                f"{len(known)} that they know. Got '{name}' instead."
+                f"{len(known)} of their classifier. Got '{name}' instead."
             )
     return rows
 
@@ -249,27 +249,27 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if isinstance(content, dict) and (name := _nested(content)) is not None:
         raise ArtifactError(
-            f"'{path}' holds its state dict under '{name}', and may hold others; save that alone, "
+            f"'{path}' contains its state dict under '{name}', and perhaps others; save only that one, "
             f"as in torch.save(checkpoint['{name}'], path)."
         )
     if not isinstance(content, dict) or not content:
         raise ArtifactError(
-            f"'{path}' must hold a state dict, that is tensors by name. "
+            f"'{path}' must contain a state dict, i.e. tensors by name. "
             f"Got {type(content).__name__} instead."
         )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ArtifactError(
-                f"'{path}' must hold a state dict, that is tensors by name. "
+                f"'{path}' must contain a state dict, i.e. tensors by name. "
                 f"Got {name!r}: {type(value).__name__} instead."
             )
     return content
 
 
 def _archive(path: Path) -> Any:
-    """Content of a torch archive, which is no pickle of anything but tensors."""
+    """Load a torch archive, refusing pickles of anything except tensors."""
     pickled = (
-        f"'{path}' is a pickle that holds more than tensors, which rayd never loads; "
+        f"'{path}' is a pickle with more than tensors, which rayd never loads; "
         "convert it to safetensors."
     )
     try:
@@ -282,7 +282,7 @@ def _archive(path: Path) -> Any:
         raise ArtifactError(pickled)
     if magic[:2] != b"PK" and not is_old:
         raise ArtifactError(
-            f"'{path}' is no checkpoint of torch; a safetensors file must end in '.safetensors'."
+            f"'{path}' is not a torch checkpoint; a safetensors file must end in '.safetensors'."
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -290,12 +290,12 @@ def _archive(path: Path) -> Any:
         raise ArtifactError(pickled) from error
     except Exception as error:  # torch raises various exceptions for damaged archives
         raise ArtifactError(
-            f"'{path}' is truncated or no checkpoint of torch: {_first_line(error)}."
+            f"'{path}' is truncated or not a torch checkpoint: {_first_line(error)}."
         ) from error
 
 
 def _nested(content: dict[Any, Any]) -> str | None:
-    """Name of the first entry that holds tensors by name."""
+    """Name of the first entry that contains tensors by name."""
     for name, value in content.items():
         if isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
             return str(name)
@@ -354,7 +354,7 @@ def _require_classes(weights: _Weights, classifier: str, class_names: Sequence[s
             pairs = enumerate(zip(known, class_names, strict=True))
             position = next(row for row, (theirs, ours) in pairs if theirs != ours)
             raise ConfigError(
-                f"Weights {weights.label} know the classes of the data in another class order: "
+                f"Weights {weights.label} have the classes of the data in another class order: "
                 f"class {position} is '{known[position]}' there and '{class_names[position]}' "
                 "in the data."
             )
@@ -366,7 +366,7 @@ def _require_classes(weights: _Weights, classifier: str, class_names: Sequence[s
             else f"the data have no class '{lacking[0]}'"
         )
         raise ConfigError(
-            f"Weights {weights.label} are used unchanged, but know other classes: {which}."
+            f"Weights {weights.label} are used unchanged, but have other classes: {which}."
         )
     for name, tensor in weights.tensors.items():
         if name.startswith(classifier) and tensor.shape[:1] != (len(class_names),):
@@ -383,7 +383,7 @@ def _require_fit(weights: _Weights, own: dict[str, Tensor], network: str) -> Non
     for name, tensor in own.items():
         given = weights.tensors.get(name)
         if given is None:
-            # absent from old checkpoints, and never read
+            # absent from old checkpoints, and not used
             if name.endswith("num_batches_tracked"):
                 continue
             raise ConfigError(

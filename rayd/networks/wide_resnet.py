@@ -86,6 +86,6 @@ def wide_resnet(
 
 @architecture("wrn16_2")
 def wrn16_2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """WRN-16-2, the small teacher and observer of the literature."""
+    """WRN-16-2, a common small teacher and observer."""
     require_side("wrn16_2", shape, 4)
     return wide_resnet(shape, classes, depth=16, width=2)

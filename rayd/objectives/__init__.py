@@ -1,26 +1,27 @@
-"""Terms of objectives, one family a module: each is its settings, with its mathematics as a method.
+"""Terms of objectives, one module per family: fields are settings, and `__call__` computes the
+term.
 
 To add a term:
 
 1.  A module here with a subclass of `Term` (`terms`), or of `StatisticTerm` (`statistic_term`) if it
     compares one statistic: its fields are its settings, its docstring has formula, symbols and source.
-2.  Its import below, by which it is registered under its `name`.
-3.  Methods name it in `Method.objective`; with `for_any_method = True` any recipe may add it under
-    `terms`.
-4.  To offer it on plain tensors: its class and its function in `rayd.terms`.
+2.  Its import below, which registers it under its `name`.
+3.  Methods return it from `Method.objective`; with `for_any_method = True`, any recipe may add it
+    under `terms`.
+4.  To offer it for plain tensors: its class and its function in `rayd.terms`.
 
-Modules without a term help those that have one:
+Modules without a term support those that have one:
 
-    terms, statistic_term      what a term is, and what it is given
-    specification, sources     which statistics are compared, and where they come from
+    terms, statistic_term      base classes of terms, and their arguments
+    specification, sources     statistics to compare, and references to them
     targets, running           targets of moments; their running means over the blocks of a set
-    filters, factors           spectral filters, and statistics that are filtered once
+    filters, factors           spectral filters, and cached filtered statistics
     head_and_tail, frequency_network, moment_distance, characteristic_function_distance,
     spectral_filter_distance, kernel_discrepancy, neural_kernels, trajectory
-                               the mathematics of the term with that name, or next to it
+                               the mathematics of terms
     batch_parts                a batch that is forwarded in parts
 
-Terms are imported without torch, so that recipes can be read and refused at once; names that need
+Terms are imported without torch, so that recipes can be validated without delay; names that need
 torch are imported on first use.
 """
 

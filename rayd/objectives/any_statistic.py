@@ -2,7 +2,7 @@
 
 loss = sum_l distance(T_l, S_l)
 
-T_l, S_l    the statistic of real and of synthetic features of layer l, class by class
+T_l, S_l    the statistic of real and synthetic features of layer l, class by class
 distance    the statistic's own; for `Moments`, the squared distance of class means (DM)
 """
 
@@ -33,7 +33,7 @@ class StatisticMatching(StatisticTerm):
     `package.module:Name`. Its class has a method `distance(synthetic)`.
     """
     role: LayerRole = LayerRole.FEATURES
-    """Role of the layers that it is taken of."""
+    """Role of the layers whose features are used."""
     transform: str = "Flat"
     """Transform of feature maps to feature vectors: `Flat`, `Channels`, `Vectors`, or your own."""
 
@@ -57,11 +57,11 @@ class StatisticMatching(StatisticTerm):
         return StatisticSpec(self.role, transform, statistic)
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse what `spec` refuses."""
+        """Raise the errors of `spec`."""
         _ = self.spec
 
     def distance(self, real: Any, synthetic: Any) -> Tensor:
-        """That of the statistic."""
+        """Distance of the statistic."""
         from rayd.statistics import Moments
 
         if type(real) is Moments:

@@ -33,8 +33,8 @@ class AttentionMatching(StatisticTerm):
     for_any_method = True
 
     power: float = Field(default=4.0, gt=0)
-    """Power p of the absolute values that are summed over channels: the larger, the more a map
-    follows its strongest channel.
+    """Power p of the absolute values that are summed over channels: the larger it is, the more the
+    strongest channel dominates a map.
     """
 
     @property
@@ -46,7 +46,7 @@ class AttentionMatching(StatisticTerm):
         return StatisticSpec(LayerRole.BLOCK_OUTPUTS, Normalized(Attention(self.power)), Moments)
 
     def layers(self) -> slice:
-        """The blocks but the last."""
+        """All blocks except the last."""
         return slice(-1)
 
     def distance(self, real: Moments, synthetic: Moments) -> Tensor:

@@ -1,10 +1,10 @@
-"""A batch of synthetic images whose parts are forwarded in different places.
+"""A batch of synthetic images whose parts are forwarded separately, possibly on different workers.
 
-The network treats every image on its own, so a term can be computed in each part as if the whole
-batch were there: with the graph of the part's own images, and with numbers from the others. The sum
-of the parts' gradients is the gradient of the whole. Logits and features are small and are shared
-as they are. Of other layers the statistics are shared that terms compare: they are sums over
-images, so those of the parts, merged in the order of the parts, are those of the batch.
+The network processes every image independently, so a term can be computed for each part as if it
+had the whole batch: with the graph of the part's own images, and constants from the others. The sum
+of the parts' gradients is the gradient of the whole batch. Logits and features are small and are
+shared directly. For other layers, parts share the statistics that terms compare: they are sums over
+images, so the parts' statistics, merged in the order of the parts, are those of the batch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class PartSummary(NamedTuple):
     logits: Tensor
     """Logits (n, classes)."""
     average_logits: Tensor | None
-    """Logits of the moving average of the images, where a term needs it."""
+    """Logits of the moving average of the images, if a term needs them."""
     features: list[Tensor]
-    """The features, where a term reads them: one tensor (n, d)."""
+    """The features, if a term reads them: one tensor (n, d)."""
     statistics: dict[str, list[dict[str, Tensor]]]
-    """By key of the spec and layer: moments of every image, or the statistic of the part."""
+    """Moments of every image, or the statistic of the part, by the key of the spec and by layer."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class OtherParts:
     """The other parts of a batch, for terms that are computed in one of them."""
 
     index: int
-    """Which part this is."""
+    """Index of this part."""
     rows: slice
     """Its images."""
     summaries: Sequence[PartSummary]
     """Summaries of all parts."""
 
     def joined(self, own: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """Rows of the whole batch: those of this part with their graph."""
+        """Rows of the whole batch; those of this part keep their graph."""
         pieces = [upload(part, own.device).to(own.dtype) for part in parts]
         pieces[self.index] = own
         return torch.cat(pieces)
@@ -75,14 +75,15 @@ class OtherParts:
 
 
 def part_of(images: int, part: int, parts: int) -> slice:
-    """The rows of a part: all parts have as many images, or one more."""
+    """The rows of a part; sizes of parts differ by at most one image."""
     return slice(images * part // parts, images * (part + 1) // parts)
 
 
 def whole(seen: Observation, others: OtherParts) -> Observation:
-    """A network's output on a part, completed by the other parts to that on the whole batch.
+    """A network's output on a part, completed to that on the whole batch by those of the other
+    parts.
 
-    Logits and features get the rows of the other parts; of other layers terms read the statistics
+    Logits and features get the rows of the other parts; for other layers, terms use the statistics
     of the whole batch (`Observation.others`).
     """
     logits = others.joined(seen.logits, [one.logits for one in others.summaries])
@@ -107,7 +108,7 @@ def summary(
         seen: the network's output on the part's images.
         labels: their class indices (n,).
         specs: the statistics that terms compare.
-        real: statistics of the real images, which have the classes and frequencies.
+        real: statistics of the real images, which determine classes and frequencies.
         average_logits: logits of the moving average of the images.
     """
     statistics = {}
@@ -121,7 +122,7 @@ def summary(
 def _states(
     seen: Observation, labels: Tensor, spec: StatisticSpec, like: tuple[Statistic, ...]
 ) -> list[dict[str, Tensor]]:
-    """Moments of every image, from which those of all classes follow, or else the statistic."""
+    """Moments of every image, if these suffice for the statistic, or the statistic itself."""
     states = []
     if spec.kind.statistic is Moments:
         for maps in seen.layers[spec.layer_role]:
@@ -129,14 +130,14 @@ def _states(
             states.append({"mean": mean.detach(), "m2": m2.detach()})
         return states
     for statistic in spec.of(seen, labels, like):
-        # what no sample changes is there already
+        # constant fields, such as frequencies, need not be shared
         state = statistic.state()
         states.append({name: state[name].detach() for name in state.keys() - statistic.constant})
     return states
 
 
 def _like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A statistic's tensors beside those of this part: in the same place and precision."""
+    """Move a statistic's tensors to the device and precision of this part's."""
     return {
         name: upload(state[name], tensor.device).to(tensor.dtype) if name in state else tensor
         for name, tensor in own.items()

@@ -35,12 +35,12 @@ Length = Annotated[Scale, BeforeValidator(_length)]
 """A length in units of the features, or `median`."""
 
 DRAWN = When(kernel=get_args(Kernel))
-"""Marks settings of frequencies, which a linear kernel has none of."""
+"""Marks settings of frequencies, which have no effect with a linear kernel."""
 
 
 class CharacteristicFunctionMatching(Term):
-    """Distance of the characteristic functions of classes, amplitudes and phases weighed by the
-    size of the class.
+    """Distance of the characteristic functions of classes, with amplitudes and phases weighted by
+    the size of the class.
     """
 
     name = "characteristic_function"
@@ -50,39 +50,39 @@ class CharacteristicFunctionMatching(Term):
     weight: float = Field(default=300.0, ge=0)
     """Factor of the term; 0 switches it off."""
     layers: Literal["features", "last_map"] = "features"
-    """Layers: the input of the classifier, or the last map, as one vector an image."""
+    """Layer role: the input of the classifier, or the last map, as one vector per image."""
     kernel: Literal[Kernel, "linear"] = "gaussian"
-    """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does,
-    without any frequency.
+    """Kernel from whose spectrum frequencies are drawn; `linear` uses no frequencies and compares
+    means, as DM does.
     """
     scale: Annotated[Length, DRAWN] = "median"
-    """Length of the kernel in units of the features, or the median distance of real ones, found for
-    each observer.
+    """Length of the kernel in units of the features, or the median distance between real features,
+    determined for each observer.
     """
     frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
     """Number of frequencies that are drawn for each observer."""
     smoothness: Annotated[float, When(kernel="matern")] = Field(default=1.5, ge=0.25)
-    """`matern`: its nu; below 1/4 single frequencies become arbitrarily large."""
+    """`matern`: its nu; below 1/4, some frequencies become arbitrarily large."""
     mixture: Annotated[float, When(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
     """`rational-quadratic`: its exponent a."""
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
     head_amplitude_weight: float = Field(default=0.8, ge=0, le=1)
-    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and in
-    tail classes the weights are swapped.
+    """Weight a of the amplitude (diversity) in head classes; the phase (realism) has weight 1 - a.
+    In tail classes the weights are swapped.
     """
     split: Split = "median"
-    """Which classes count as head: those of at least the median size, the larger half, each class
-    to a degree that follows the logarithm of its size, or all equally (`uniform`).
+    """Which classes are head classes: those of at least the median size, the larger half, each
+    class to a degree given by the logarithm of its size, or all equally (`uniform`).
     """
     factor: float = Field(default=2.0, gt=0)
     """Factor of the amplitude and phase terms; with 2 and a weight of 1/2 the distance is the
     squared maximum mean discrepancy.
     """
     root: bool = False
-    """Whether the square root is taken, frequency by frequency."""
+    """Whether to take the square root, frequency by frequency."""
     over_classes: OverClasses = "mean"
-    """Reduction of the values of classes to one."""
+    """Reduction over classes."""
     sampling_network: bool = False
     """Whether an adversarial network weights the frequencies; see
     `rayd.objectives.frequency_network`.
@@ -96,11 +96,11 @@ class CharacteristicFunctionMatching(Term):
         if self.kernel == "linear" and self.head_amplitude_weight in nothing:
             raise ValueError(
                 f"with 'kernel: linear' and 'split: {self.split}' a 'head_amplitude_weight' of {self.head_amplitude_weight:g} "
-                "leaves classes with nothing to match: means are all phase. Take one between 0 and 1"
+                "leaves classes with nothing to match, as means are pure phase; use a weight between 0 and 1"
             )
         if self.sampling_network and self.kernel == "linear":
             raise ValueError(
-                "'sampling_network' needs frequencies to weigh: set another 'kernel' than linear"
+                "'sampling_network' needs frequencies to weight: set a 'kernel' other than linear"
             )
         return self
 
@@ -125,7 +125,7 @@ class CharacteristicFunctionMatching(Term):
 
     @cached_property
     def distance(self) -> CharacteristicFunctionDistance:
-        """The distance that these settings stand for."""
+        """The distance that these settings define."""
         from rayd.objectives.characteristic_function_distance import CharacteristicFunctionDistance
         from rayd.objectives.frequency_network import FrequencyAdversary
 

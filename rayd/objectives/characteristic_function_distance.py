@@ -13,31 +13,31 @@ a kernel k (`rayd.statistics.frequencies`):
     a_c  amplitude weight of class c in [0, 1], (C,)            amplitude, phase  (C, M)
 
 As amplitude + phase = |phi_r - phi_s|^2, a weight of 1/2 with f = 2 gives the squared spectral
-distance. By Bochner it is on average over t the squared maximum mean discrepancy of both samples
-with kernel k (the biased one, of all pairs):
+distance. By Bochner's theorem, its average over t is the squared maximum mean discrepancy of both
+samples with kernel k (the biased estimate, over all pairs):
 
     SDD^2 = E_t |phi_r(t) - phi_s(t)|^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)
 
-and at given frequencies exactly that with the kernel mean_j cos<t_j, x - y>. The cost grows with
-the samples, not their pairs.
+and at given frequencies it is exactly that with the kernel mean_j cos<t_j, x - y>. The cost is
+linear in the number of samples, not of their pairs.
 
-**Square root** (NCFM). Inside the mean over frequencies; with f = 1 and a = 1/2, |phi_r - phi_s| /
-sqrt(2) a frequency. Here it is sqrt(z + e) - sqrt(e) with e = 1e-12, so that equal samples give
-zero, with gradient zero.
+**Square root** (NCFM). It is inside the mean over frequencies; with f = 1 and a = 1/2, each
+frequency contributes |phi_r - phi_s| / sqrt(2). Here it is sqrt(z + e) - sqrt(e) with e = 1e-12, so
+that equal samples give zero, with gradient zero.
 
 **Weights of frequencies.** With an adversary (`rayd.objectives.frequency_network`) the mean over t
-is weighed by a network that takes a step uphill in every call.
+is weighted by a network that takes a step of gradient ascent in every call.
 
 **Linear kernel.** <x, y> is not shift-invariant and has no spectrum. It is the limit of long
 lengths s: amplitudes agree to higher order, and s^2 phase -> ||mean_r - mean_s||^2 on average. With
-moments in place of characteristic functions a class counts loss_c = f (1 - a_c) ||mean_r -
-mean_s||^2, DM's with a = 1/2, or its square root.
+moments in place of characteristic functions, a class contributes loss_c = f (1 - a_c) ||mean_r -
+mean_s||^2, which is DM's loss for a = 1/2, or its square root.
 
 **Paper and released code differ.** NCFM's code clamps the phase at 1e-12, as A_r A_s - R_r R_s -
 I_r I_s cancels to noise around zero; here the phase is computed from the cross product R_r I_s -
 I_r R_s where the angle is acute, so it neither cancels nor becomes negative. The gradient of an
-amplitude is zero where a characteristic function vanishes. NCFM takes one step of the optimizer a
-class, which a sum over classes gives at once; CSDM's formula is a mean.
+amplitude is zero where a characteristic function vanishes. NCFM takes one optimizer step per class,
+for which a sum over classes is the equivalent; CSDM's formula is a mean.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from rayd.statistics import CharacteristicFunction, Moments
 from rayd.transfer import upload
 
 ROOT_EPSILON = 1e-12
-"""Below the square root, in units of |phi|^2."""
+"""Offset inside the square root, in units of |phi|^2."""
 
 _Kind = CharacteristicFunction | Moments
 
@@ -67,7 +67,7 @@ _Kind = CharacteristicFunction | Moments
 def amplitude(phi: CharacteristicFunction) -> Tensor:
     """Absolute values of a characteristic function (C, M), with gradient zero at zero."""
     squares = phi.real.square() + phi.imaginary.square()
-    # not `> 0`, which NaN fails: what diverged would read as zero
+    # not `> 0`, which is false for NaN: diverged values would be read as zero
     present = squares != 0
     return torch.where(present, squares, 1.0).sqrt() * present
 
@@ -78,18 +78,18 @@ def amplitude_part(real: CharacteristicFunction, synthetic: CharacteristicFuncti
 
 
 def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:
-    """The part of |phi_r - phi_s|^2 beside the amplitudes (C, M), at least 0: 2 A_r A_s (1 - cos of the
-    angle between them).
+    """The phase term (C, M), which is |phi_r - phi_s|^2 without the amplitudes' part and at least
+    0: 2 A_r A_s (1 - cos of the angle between them).
 
     For an acute angle 1 - cos is sin^2 / (1 + cos), which does not cancel.
     """
     aligned = real.real * synthetic.real + real.imaginary * synthetic.imaginary
-    # the cross product, of the differences: where they are small, so is its rounding error
+    # the cross product in terms of differences: if they are small, so is its rounding error
     across = real.real * (synthetic.imaginary - real.imaginary) - real.imaginary * (
         synthetic.real - real.real
     )
     product = amplitude(real) * amplitude(synthetic)
-    # below it the gradient's squares vanish; what is left there is nothing
+    # below this, squares in the gradient underflow, and the contribution is negligible
     acute = aligned > math.sqrt(torch.finfo(aligned.dtype).tiny)
     return 2 * torch.where(
         acute, across.square() / torch.where(acute, product + aligned, 1.0), product - aligned
@@ -108,11 +108,11 @@ def characteristic_function_gaps(
     of a class.
 
     Args:
-        real: of the real features.
-        synthetic: of the synthetic ones, at the same frequencies.
-        amplitude_weight: weights of the amplitudes (C,); phases have the rest.
-        factor: of both.
-        root: whether the square root is taken.
+        real: characteristic function of the real features.
+        synthetic: that of the synthetic features, at the same frequencies.
+        amplitude_weight: weights a of the amplitudes (C,); phases have weight 1 - a.
+        factor: factor of amplitude and phase.
+        root: whether to take the square root.
     """
     weight = amplitude_weight.to(synthetic.cosine).unsqueeze(1)
     gaps = factor * (
@@ -129,15 +129,15 @@ def mean_gaps(
     factor: float = 2.0,
     root: bool = False,
 ) -> Tensor:
-    """The same of the linear kernel (C, 1): distances of means, which are all phase."""
+    """Contributions for the linear kernel (C, 1): distances of means, which are pure phase."""
     squares = (real.mean - synthetic.mean).square().sum(1, keepdim=True)
     gaps = factor * (1 - amplitude_weight.to(squares)).unsqueeze(1) * squares
     return _root(gaps) if root else gaps
 
 
 class CharacteristicFunctionDistance:
-    """Distances of the characteristic functions of classes, amplitudes and phases weighed by the
-    size of the class.
+    """Distance of the characteristic functions of classes, with amplitudes and phases weighted by
+    the size of the class.
     """
 
     def __init__(
@@ -155,13 +155,13 @@ class CharacteristicFunctionDistance:
 
         Args:
             spec: a characteristic function, or moments for the linear kernel.
-            head_amplitude_weight: weight of amplitudes in head classes; phases have the rest, and
-                tail classes the converse.
-            split: which classes are head; see `rayd.objectives.head_and_tail`.
-            factor: of amplitude and phase.
-            root: whether the square root is taken, frequency by frequency.
-            over_classes: mean or sum over the classes that both sides hold.
-            adversary: weighs frequencies against the synthesis; None weighs all alike.
+            head_amplitude_weight: weight a of amplitudes in head classes, where phases have 1 - a;
+                in tail classes the weights are swapped.
+            split: which classes are head classes; see `rayd.objectives.head_and_tail`.
+            factor: factor of amplitude and phase.
+            root: whether to take the square root, frequency by frequency.
+            over_classes: mean or sum over the classes of which both sides have samples.
+            adversary: weights frequencies against the synthesis; None weights all equally.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -173,7 +173,7 @@ class CharacteristicFunctionDistance:
             )
         if adversary is not None and spec.kind.statistic is Moments:
             raise ValueError(
-                "The 'adversary' of CharacteristicFunctionDistance needs frequencies to weigh. Got Moments instead."
+                "The 'adversary' of CharacteristicFunctionDistance needs frequencies to weight. Got Moments instead."
             )
         check(head_amplitude_weight, split)
         if not factor > 0:
@@ -207,7 +207,7 @@ class CharacteristicFunctionDistance:
         return torch.stack(values).sum()
 
     def _layer(self, real: _Kind, synthetic: _Kind, context: Context, place: str) -> Tensor:
-        """The value of one layer, whose place is the prefix of its names in the memory."""
+        """The value of one layer, whose index is the prefix of its names in the memory."""
         weights = self._amplitude_weights(real.count, context.class_counts)
         both = ((real.count > 0) & (synthetic.count > 0)).to(weights)
         if isinstance(real, Moments):
@@ -224,14 +224,14 @@ class CharacteristicFunctionDistance:
         return total if self._over_classes == "sum" else total / both.sum().clamp(min=1)
 
     def _amplitude_weights(self, measured: Tensor, class_counts: Tensor | None) -> Tensor:
-        """Weights of the amplitudes (C,) by the size of the real classes, or else by how many
-        feature vectors were measured.
+        """Weights of the amplitudes (C,), by the size of the real classes if known, otherwise by
+        the number of measured feature vectors.
         """
         if class_counts is None:
             return amplitude_weights(measured, self._head_weight, self._split)
 
         def weigh() -> Tensor:
-            # on the host, where the sizes are
+            # computed on the host, where the sizes are
             return upload(
                 amplitude_weights(class_counts.to(measured.dtype), self._head_weight, self._split),
                 measured.device,
@@ -242,9 +242,7 @@ class CharacteristicFunctionDistance:
     def _over_frequencies(
         self, gaps: Tensor, frequencies: Tensor, both: Tensor, context: Context, place: str
     ) -> Tensor:
-        """Mean over the frequencies (C,) of gaps (C, M), weighed by the adversary where there is
-        one.
-        """
+        """Mean over the frequencies (C,) of gaps (C, M), weighted by the adversary, if any."""
         if self._adversary is None:
             return gaps.mean(1)
         weights, after = self._adversary.step(

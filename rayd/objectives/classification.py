@@ -8,10 +8,10 @@
     p    the observer's accuracy on real images, a fraction
 
 The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of NCFM
-(Wang et al., CVPR 2025), whose matching is a sum over classes, too. The third is that of IDM
-(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the
-loss of an observer counts in proportion to its accuracy. The released code of IDM takes p in
-percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
+(Wang et al., CVPR 2025), whose matching is a sum over classes, too. The third is that of IDM (Zhao,
+Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the loss of
+an observer counts in proportion to its accuracy. The released code of IDM takes p in percent, 0 to
+100, so its weights of 0.1 to 0.8 are 10 to 80 here.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _over_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Calibration(Term):
-    """Cross-entropy of every class in networks as they were trained, where the observers are
-    not.
+    """Cross-entropy of every class in networks with their trained weights, even if observers have
+    others.
     """
 
     name = "calibration"
@@ -79,7 +79,7 @@ class Calibration(Term):
 
 
 class ClassAware(Term):
-    """Cross-entropy of every class, weighed by the observer's accuracy on the real images."""
+    """Cross-entropy of every class, weighted by the observer's accuracy on the real images."""
 
     name = "class_aware"
     for_any_method = True

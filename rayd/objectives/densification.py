@@ -1,4 +1,4 @@
-"""Data densification: images of a class shall differ from each other.
+"""Data densification: images of a class should differ from each other.
 
 Shao et al., "Generalized Large-Scale Data Condensation via Various Backbone and Statistical
 Matching" (CVPR 2024):
@@ -9,12 +9,11 @@ Matching" (CVPR 2024):
          pixels, flattened
     tau  temperature, 4; the first argument is a target without gradient
 
-Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum
-towards equal parts. A single image has one eigenvalue and nothing to pull: such a class adds 0.
-Eigenvalues are sums of some 3,000 squared pixels: where they are further apart than a few tau, both
-distributions are all but one-hot, and the term and its gradient vanish. The released
-code does the same with a solver for general matrices; here the matrices of all classes of one size
-are solved together, as the symmetric ones that they are.
+Similar images give one large eigenvalue; the softened distribution pulls the spectrum towards equal
+eigenvalues. A class with a single image has one eigenvalue and contributes 0. Eigenvalues are sums
+of some 3,000 squared pixels: if they are further apart than a few tau, both distributions are
+almost one-hot, and the term and its gradient vanish. The released code uses a solver for general
+matrices; here, a solver for symmetric matrices is applied to all classes of one size at once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
         labels: class indices (N,).
 
     Returns:
-        A row for every class that holds n images, for each n above 1 that occurs.
+        A row for every class with n images, for each n above 1 that occurs.
     """
     import torch
     from torch.nn import functional
@@ -97,7 +96,7 @@ class Densification(Term):
     for_any_method = True
 
     temperature: float = Field(default=4.0, gt=0)
-    """Of the softened spectrum."""
+    """Temperature of the softened spectrum."""
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context

@@ -1,4 +1,4 @@
-"""Features of all layers by class, and real images told apart by synthetic centres: CAFE.
+"""Features of all layers by class, and classification of real images by synthetic centres: CAFE.
 
 Kai Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features" (CVPR 2022):
 
@@ -9,8 +9,8 @@ Kai Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features" (CVPR
     M     class means of f over the synthetic images (C, d)
     t_i   real image i of class y_i in a mini-batch
 
-The logits of a real image are inner products with the centres of the synthetic classes, so centres
-that tell real images apart have a small L_d.
+The logits of a real image are inner products with the centres of the synthetic classes, so L_d is
+small for centres that discriminate between real images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LayerMeanMatching(StatisticTerm):
 
     @property
     def spec(self) -> StatisticSpec:
-        """Moments of the outputs of blocks, as one vector an image."""
+        """Moments of the outputs of blocks, as one vector per image."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Flat, Moments
 
@@ -69,7 +69,7 @@ class Discrimination(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Mean over the real images; labels of the synthetic ones are class indices (N,)."""
+        """Mean over the real images; `labels` are class indices (N,) of the synthetic images."""
         from torch.nn import functional
 
         from rayd.statistics.base import membership, ratio

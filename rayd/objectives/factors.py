@@ -1,13 +1,14 @@
-"""Filtered statistics of the real images, computed once for each filter.
+"""Cache of filtered statistics of the real images, computed once for each filter.
 
-Layers of one dimension are worked on together, as a stack:
+Layers of equal dimension are processed together, as a stack:
 
     k  layers of dimension d          m  rows of the signal: classes, or one for the mean of all features
 
-All of it is computed in float64 (real statistics are few) and returned in the precision of the
-synthetic side. The result of a filter is kept until another one is used. The first is computed by
-its own route; a second one that would factorise the same matrices again is a sign of more to come,
-so the eigendecomposition is computed and kept, from which each filter costs one product.
+Everything is computed in float64 (real statistics are few) and returned in the precision of the
+synthetic side. The result of a filter is cached until another one is used. The first filter is
+computed by its own algorithm. If a second filter would factorise the same matrices again, more are
+likely to follow, so the eigendecomposition is computed and cached; each further filter then costs
+one product.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Filters(NamedTuple):
     matrix: Filter
     """Filter of the correlations of features with features."""
     signal: Filter
-    """Filter that is applied to the signal; most often the same."""
+    """Filter of the signal; usually the same."""
 
 
 class Filtered(NamedTuple):
@@ -46,13 +47,13 @@ class Filtered(NamedTuple):
 def through(
     filters: Filters, matrices: Sequence[Tensor], signals: Sequence[Tensor]
 ) -> list[Filtered]:
-    """Matrices (k, d, d) and signals (k, m, d) through their filters, each computed once;
+    """Apply filters to matrices (k, d, d) and signals (k, m, d), computing each filter once;
     differentiable.
 
     Args:
-        filters: of the matrices and of the signals.
-        matrices: a stack for each dimension.
-        signals: a stack for each dimension.
+        filters: filters of the matrices and of the signals.
+        matrices: one stack per dimension.
+        signals: one stack per dimension.
     """
     filtered = filters.matrix.of_each(matrices)
     applied = filtered if filters.signal == filters.matrix else filters.signal.of_each(matrices)
@@ -63,7 +64,7 @@ def through(
 
 
 class Group:
-    """The real side of all layers of one dimension. It does not keep the statistics alive."""
+    """The real side of all layers of one dimension, without a reference to the statistics."""
 
     def __init__(
         self,
@@ -71,14 +72,14 @@ class Group:
         matrices: Sequence[Covariance],
         signals: Sequence[LabelCorrelation] | None,
     ):
-        """Combine pooled covariances, one per layer at these places, and label correlations;
+        """Combine pooled covariances, one per layer at these indices, and label correlations;
         without the latter, means are the signal.
         """
         self.places = places
         """Which layers."""
         self._device = matrices[0].mean.device
         home = "cpu" if self._device.type == "mps" else self._device  # MPS has no float64
-        # moved first: a copy to another type is converted where it comes from
+        # moved first, as a copy would be converted on the source device
         self._matrices = torch.stack([one.covariance[0] for one in matrices]).to(home).double()
         given = (
             [one.mean for one in matrices]
@@ -87,7 +88,7 @@ class Group:
         )
         self._signals = torch.stack(given).to(home)
         self.size = float(torch.linalg.matrix_norm(self._matrices.detach()).max())
-        """A bound of the eigenvalues: the largest Frobenius norm."""
+        """An upper bound of the eigenvalues: the largest Frobenius norm."""
         self._last: tuple[Filters, torch.dtype, Filtered] | None = None
 
     @property
@@ -100,7 +101,7 @@ class Group:
         return Spectrum.of(self._matrices)
 
     def through(self, filters: Filters, dtype: torch.dtype) -> Filtered:
-        """Both through their filters, in `dtype`.
+        """Apply the filters to matrices and signals; results in `dtype`.
 
         Raises:
             ConfigError: gradient steps of this size diverge.
@@ -133,10 +134,10 @@ class Group:
 
 
 class Factors:
-    """Everything derived from one observer's real statistics. It does not keep them alive."""
+    """Everything derived from one observer's real statistics, without a reference to them."""
 
     def __init__(self, matrices: Sequence[Covariance], signals: Sequence[LabelCorrelation] | None):
-        """Factors of pooled covariances, one a layer, and of label correlations where those are the
+        """Factors of pooled covariances, one per layer, and of label correlations if these are the
         signal.
         """
         self.sources = Sources((*matrices, *(signals or ())))

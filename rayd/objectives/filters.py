@@ -16,13 +16,13 @@ Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (U
     Ridge           1 / (l + beta)                       FRePo, KIP, CFM: a ridge regression        Cholesky factor
 
 Large eigenvalues are low frequencies: coarse structure that all images share; small ones are
-detail. Ridge gives detail more weight the smaller beta is; as p grows, GradientSum comes near 1 / l
-where alpha l < 2, as gradient descent comes near the least squares solution.
+detail. The smaller beta is, the more weight Ridge gives to detail. As p grows, GradientSum
+approaches 1 / l for alpha l < 2, just as gradient descent approaches the least squares solution.
 
-**Few images.** C of few feature vectors has eigenvalues 0, and rounding makes some of them
-negative. A ridge that lies above the rounding mends that; where it does not, there is no Cholesky
-factor, and the eigendecomposition is used, with the negative eigenvalues taken as the zeros that
-they stand for. Of finite matrices filters are finite, and so are their gradients.
+**Few images.** With few feature vectors, C has eigenvalues 0, some of which become negative by
+rounding. A ridge above the rounding error compensates for this. With a smaller ridge there is no
+Cholesky factor, and the eigendecomposition is used, with negative eigenvalues set to zero. For
+finite matrices, filters and their gradients are finite.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Filter(ABC):
     """A function f of eigenvalues. Equal filters give equal results."""
 
     factorises: ClassVar[bool] = False
-    """Whether it needs a factorisation, so that for several of its kind on one matrix an
-    eigendecomposition is cheaper.
+    """Whether it needs a factorisation, so that an eigendecomposition is cheaper for several
+    filters of the same matrix.
     """
 
     @abstractmethod
@@ -59,25 +59,25 @@ class Filter(ABC):
         """
 
     def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """The value of several stacks of matrices, each (..., d, d) of a dimension of its own."""
+        """The values for several stacks of matrices (..., d, d), each with its own dimension d."""
         return [self(matrices) for matrices in stacks]
 
     @property
     def limit(self) -> float:
-        """The eigenvalue above which gradient steps diverge; a larger one is a mistake."""
+        """The eigenvalue above which gradient steps diverge, which is an error."""
         return inf
 
     @property
     def detail(self) -> float:
-        """The smallest size of eigenvalues that the filter distinguishes from 0; the rounding error
-        of a matrix must be smaller.
+        """The smallest eigenvalue that the filter distinguishes from 0; the rounding error of a
+        matrix must be smaller.
         """
         return inf
 
 
 @dataclass(frozen=True)
 class AllPass(Filter):
-    """f(l) = 1: the signal as it is.
+    """f(l) = 1: the identity.
 
     >>> AllPass()(torch.eye(2) * 3).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -94,7 +94,7 @@ class AllPass(Filter):
 
 @dataclass(frozen=True)
 class LowPass(Filter):
-    """f(l) = l: what many images share.
+    """f(l) = l: emphasises what many images have in common.
 
     >>> LowPass()(torch.eye(2) * 3).tolist()
     [[3.0, 0.0], [0.0, 3.0]]
@@ -111,8 +111,8 @@ class LowPass(Filter):
 
 @dataclass(frozen=True)
 class GradientStep(Filter):
-    """f(l) = (1 - step_size l)^power: what gradient steps on a linear regression leave of the first
-    weights.
+    """f(l) = (1 - step_size l)^power: factor of the initial weights of a linear regression after
+    gradient steps.
 
     >>> GradientStep(step_size=0.5, power=2)(torch.eye(1)).item()
     0.25
@@ -168,9 +168,7 @@ class GradientSum(Filter):
         return total
 
     def __call__(self, matrices: Tensor) -> Tensor:
-        """The sum over the first steps, doubled and extended along the binary digits of their
-        number.
-        """
+        """The sum over steps, by doubling along the binary digits of their number."""
         if self.power == 0:
             return torch.zeros_like(matrices)
         first = self.step_size * _identity(matrices)
@@ -211,7 +209,7 @@ class Ridge(Filter):
             )
 
     def response(self, eigenvalues: Tensor) -> Tensor:
-        """1 / (l + beta), where l below 0 is the rounding of 0."""
+        """1 / (l + beta); negative l are rounding errors of 0."""
         return 1 / (eigenvalues.clamp(min=0) + self.beta)
 
     def __call__(self, matrices: Tensor) -> Tensor:
@@ -219,9 +217,7 @@ class Ridge(Filter):
         return self.of_each([matrices])[0]
 
     def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """(C + beta I)^-1 of each; the host waits once for the device to know whether all
-        factors exist.
-        """
+        """(C + beta I)^-1 of each, with a single synchronisation to check all factors."""
         return list(_Resolvent.apply(self, *stacks))
 
     @property
@@ -231,16 +227,16 @@ class Ridge(Filter):
 
 
 class Spectrum(NamedTuple):
-    """Symmetric matrices by their eigenvalues: any filter of them costs one product."""
+    """Eigendecomposition of symmetric matrices, with which any filter costs one product."""
 
     values: Tensor
     """Ascending (..., d)."""
     vectors: Tensor
-    """Columns, in the same order (..., d, d)."""
+    """Eigenvectors as columns, in the same order (..., d, d)."""
 
     @classmethod
     def of(cls, matrices: Tensor) -> Spectrum:
-        """Of symmetric matrices (..., d, d), without autograd."""
+        """Decompose symmetric matrices (..., d, d), without autograd."""
         with torch.no_grad():
             return cls(*torch.linalg.eigh(_able(matrices)))
 
@@ -250,7 +246,7 @@ class Spectrum(NamedTuple):
 
 
 def of_settings(settings: FilterSettings, parameter: float) -> Filter:
-    """The filter that settings name, with its beta or alpha as the schedule has it now.
+    """Build the filter of settings, with the scheduled value of its beta or alpha.
 
     >>> of_settings(FilterSettings(name="ridge"), 0.5)
     Ridge(beta=0.5)
@@ -269,8 +265,8 @@ def of_settings(settings: FilterSettings, parameter: float) -> Filter:
 
 
 class _Resolvent(torch.autograd.Function):
-    """F = (C + beta I)^-1 of symmetric matrices. With G the gradient of F, that of C is -F G F:
-    nothing is solved again.
+    """F = (C + beta I)^-1 of symmetric matrices. With G the gradient of F, that of C is -F G F,
+    which needs no further solve.
     """
 
     @staticmethod
@@ -278,7 +274,7 @@ class _Resolvent(torch.autograd.Function):
         able = [_able(matrices) for matrices in stacks]
         inverses = [_by_factors(ridge, matrices) for matrices in able]
         good = [inverse.isfinite().all() for inverse in inverses]
-        # one check for all of them: the host waits for its result
+        # a single check for all of them, as the host waits for its result
         if not torch.stack(good).all():
             inverses = [
                 inverse if fine else _by_eigenvalues(ridge, matrices)
@@ -299,7 +295,7 @@ class _Resolvent(torch.autograd.Function):
 
 
 def _by_factors(ridge: Ridge, matrices: Tensor) -> Tensor:
-    """(C + beta I)^-1 by Cholesky factors; not finite where there are none."""
+    """(C + beta I)^-1 by Cholesky factors; not finite if there is no factor."""
     identity = _identity(matrices)
     factors, failed = torch.linalg.cholesky_ex(matrices + ridge.beta * identity)
     if matrices.device.type == "cpu":
@@ -314,16 +310,16 @@ def _by_factors(ridge: Ridge, matrices: Tensor) -> Tensor:
 
 
 def _by_eigenvalues(ridge: Ridge, matrices: Tensor) -> Tensor:
-    """The same for matrices without a Cholesky factor."""
+    """(C + beta I)^-1 for matrices without a Cholesky factor."""
     if not matrices.isfinite().all():
         raise ValueError(
-            "A ridge filter needs a matrix of finite numbers. Got one with others instead."
+            "A ridge filter needs a matrix of finite numbers. Got NaN or infinity instead."
         )
     return Spectrum.of(matrices).filtered(ridge)
 
 
 def _able(matrices: Tensor) -> Tensor:
-    """The matrices on a device that can factorise them: MPS has no solvers."""
+    """Move matrices to a device that can factorise them, as MPS has no solvers."""
     return matrices.cpu() if matrices.device.type == "mps" else matrices
 
 

@@ -1,4 +1,4 @@
-"""Flatness: an observer's output on the images should be that on their moving average.
+"""Flatness: an observer's output on the images should match that on their moving average.
 
 Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), flatness
 regularisation:
@@ -12,18 +12,18 @@ regularisation:
 Images that move along a sharp ridge of the loss leave their average behind; a small divergence
 means a flat neighbourhood.
 
-`compare: statistics` is the paper's first form (L_FR, Table 4), which compares all statistics that
-`moments` matches instead of the logits: distances of means and variances of the inputs of
-normalisations and convolutions, by channel and patch, not squared, of the images and their average;
-it has no temperature. It costs about as much again as that term. Sharpness-aware minimisation,
-which the same table compares with, is `synthesis.sam_radius`.
+`compare: statistics` is the paper's first form (L_FR, Table 4). Instead of logits, it compares all
+statistics that `moments` matches, between the images and their average: distances, not squared, of
+means and variances of the inputs of normalisations and convolutions, by channel and patch. It has
+no temperature, and costs about as much as that term. Sharpness-aware minimisation, which is also in
+that table, is `synthesis.sam_radius`.
 
-**Paper and released code differ.** The code has KL(average || image), the other direction; it
-divides by the number of classes too (`reduction="mean"`), so that its weight is that many times
-smaller; and the shipped scripts leave the term out. Here the printed formula is the default,
-averaged over images alone, not multiplied by tau^2 (neither does so); `direction: average` gives
-the code's direction. The average of the code is one update behind: it takes in the images of a step
-before they move, ours after.
+**Paper and released code differ.** The code has KL(average || image), the other direction; it also
+divides by the number of classes (`reduction="mean"`), so that its weight is smaller by that factor;
+and the released scripts omit the term. Here the printed formula is the default, averaged over
+images only and not multiplied by tau^2 (nor is it in paper and code); `direction: average` gives
+the code's direction. The code's average lags by one update: it includes the images of a step before
+their update, ours after.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def softened_divergence(
     """Mean over rows of the divergence of two softened distributions, given as logits (N, classes);
     a scalar.
 
-    `direction` is which of them is p in KL(p || q) = sum p log(p / q).
+    `direction` selects which of them is p in KL(p || q) = sum p log(p / q).
     """
     from torch.nn import functional
 
@@ -123,7 +123,7 @@ class Flatness(Term):
         return self.decay
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse parts of a step where statistics of all its images are compared."""
+        """Refuse to split a step if statistics of all its images are compared."""
         if self.compare == "statistics" and recipe.synthesis.split > 1:
             raise ConfigError(
                 "'terms.flatness.compare: statistics' needs all images of a step at once: set "
@@ -139,7 +139,7 @@ class Flatness(Term):
 
     @property
     def layer_roles(self) -> frozenset[LayerRole]:
-        """Inputs of normalisations and convolutions, where these are compared."""
+        """Inputs of normalisations and convolutions, if these are compared."""
         if self.compare == "logits":
             return frozenset()
         return frozenset(spec.layer_role for spec in self._moments.specs)
@@ -152,8 +152,8 @@ class Flatness(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Mean over the images, or sum over the layers; differentiable in what the observer makes of
-        the images now.
+        """Mean over the images, or sum over the layers; differentiable in the observer's current
+        output.
         """
         if self.compare == "statistics":
             return statistics_apart(seen, context.average_observation(), self._moments.specs)

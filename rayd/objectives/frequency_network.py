@@ -1,4 +1,4 @@
-"""The network that chooses frequencies against the synthesis (NCFM's sampling network), and its
+"""The network that selects frequencies adversarially (NCFM's sampling network), and its training
 step.
 
 Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR
@@ -14,15 +14,15 @@ kernel's spectrum L, from which M frequencies are drawn once (or once a step):
     t_j  frequencies (M, d)         h  three linear stages with leaky ReLU (0.2), the last one Tanh, so in (-1, 1)
     w    weights (M,), sum 1        b  `spread`: no frequency counts more than e^(2 b) times another
 
-so that the real side can be measured once: the frequencies stay, what they count moves. The
+so that the real side can be measured once: frequencies are fixed, only their weights change. The
 frequencies are distinct by construction, and none can take all the weight. Every call takes one
-step of Adam uphill, then the synthesis goes down the weighted sum: both sides move in turn. The
-network climbs sum_j w_j gap_j / mean gap, whose step does not shrink with the gap.
+ascent step of Adam, then the synthesis descends the weighted sum, so that both sides alternate. The
+network maximises sum_j w_j gap_j / mean gap, whose step size does not shrink with the gap.
 
 **Paper and released code differ.** The code's network gets four rows of noise, each repeated
-sixteen times, so it makes four distinct frequencies whatever their number is set to; its scheduler
-hangs on the optimizer of the images; and all shipped configurations switch it off. So it is off by
-default here, too.
+sixteen times, so it generates four distinct frequencies regardless of their configured number; its
+scheduler is attached to the optimizer of the images; and all released configurations switch it off.
+So it is off by default here, too.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from torch import Tensor, nn
 from rayd.states import load_state_tensors, state_tensors
 
 State = dict[str, Tensor]
-"""Tensors by name: what a network and its optimizer keep from step to step."""
+"""Tensors by name: the state of a network and its optimizer between steps."""
 
 
 class FrequencyNetwork(nn.Module):
     """Weights of frequencies (M, d): (M,), positive, of sum 1."""
 
     def __init__(self, dimension: int, width: int = 64, spread: float = 2.0):
-        """Start with random stages; see `draw` for a start that a generator decides."""
+        """Start with random stages; see `draw` for initialisation by a generator."""
         super().__init__()
         self.spread = spread
         self.stages = nn.Sequential(
@@ -55,7 +55,7 @@ class FrequencyNetwork(nn.Module):
         )
 
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all parameters anew, as torch would, from a generator on the CPU."""
+        """Redraw all parameters, with torch's distribution, from a generator on the CPU."""
         for stage in self.stages:
             if isinstance(stage, nn.Linear):
                 bound = stage.in_features**-0.5
@@ -64,12 +64,12 @@ class FrequencyNetwork(nn.Module):
                     parameter.data.copy_(bound * drawn)
 
     def forward(self, frequencies: Tensor) -> Tensor:
-        """Weights of frequencies, which are divided by their median norm, so that their length does
-        not matter.
+        """Weights of frequencies, which are first divided by their median norm, so that the weights
+        do not depend on their scale.
         """
         norms = frequencies.norm(dim=1, keepdim=True)
-        # norm sqrt(d), as standard normal rows have; of heavy tails the square root of what they
-        # are longer
+        # norm sqrt(d), as that of standard normal rows; longer rows of heavy tails are compressed
+        # by a square root
         scaled = (
             frequencies
             / norms.median()
@@ -88,9 +88,9 @@ def ascend(
 
     Args:
         network: changed in place.
-        optimizer: of its parameters, which descends.
+        optimizer: optimizer of its parameters, which minimises.
         frequencies: (M, d).
-        gaps: what each contributes to the distance (M,), at least 0.
+        gaps: contribution of each to the distance (M,), at least 0.
     """
     gaps = gaps.detach()
     optimizer.zero_grad()
@@ -107,14 +107,14 @@ def ascend(
 
 @dataclass(frozen=True)
 class FrequencyAdversary:
-    """A frequency network that lives in a term's memory: every call is a step from where the last
-    one ended.
+    """A frequency network whose state is kept in a term's memory: every call continues from the
+    last one.
     """
 
     learning_rate: float = 1e-3
     """Of its Adam."""
     width: int = 64
-    """Units of its stages."""
+    """Number of units of its stages."""
     spread: float = 2.0
     """Bound of the logarithm of its unnormalised weights."""
 
@@ -132,13 +132,13 @@ class FrequencyAdversary:
         memory: State,
         generator: Callable[[], torch.Generator],
     ) -> tuple[Tensor, State]:
-        """Weights of the frequencies after one step uphill, and what to remember for the next.
+        """Weights of the frequencies after one step of ascent, and the state for the next one.
 
         Args:
             frequencies: (M, d), in the precision and on the device of the computation.
-            gaps: what each contributes to the distance (M,).
-            memory: what the last step gave; empty at first. It is not changed.
-            generator: decides the first weights of the network.
+            gaps: contribution of each to the distance (M,).
+            memory: state returned by the last step, empty at first; not modified.
+            generator: draws the initial weights of the network.
         """
         with torch.device("meta"):
             network = FrequencyNetwork(frequencies.shape[1], self.width, self.spread)

@@ -13,23 +13,25 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
 
 `distance: squared` is sum_l || g_l - h_l ||^2 over the same parameters, `absolute` the sum of
 absolute differences (Kim et al., IDC, ICML 2022); these depend on lengths. `layers: convolutions`
-leaves out linear layers, that is the classifier, as IDC's released code does. `classes: together` adds
-the gradients of all classes up before they are compared, so that what classes have in common cancels
-or adds up alike on both sides and contrasts between classes count (Lee et al., DCC, ICML 2022); with a
-`warm_up`, the first networks are compared class by class in their first steps.
+leaves out linear layers, that is the classifier, as IDC's released code does. `classes: together`
+sums the gradients of all classes before they are compared, so that components that classes share
+cancel or add up in the same way on both sides, which emphasises contrasts between classes (Lee et
+al., DCC, ICML 2022); with a `warm_up`, the first networks are compared class by class in their
+first steps.
 
 The cosine distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
 go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang, UniDD, ICLR 2026; see
 `rayd.objectives.filters`).
 
-**Cost.** A class is forwarded by itself: its gradient then costs its own images, while that of one
-loss among all costs those of all classes. A loop over the classes takes 0.55 to 0.8 of the time of
-`torch.func.vmap` over them (a ConvNet of depth 3, 32 x 32 pixels, on a CPU). Gradients of
-parameters of one dimension are not made at all.
+**Cost.** Each class is forwarded separately, so that its gradient costs only its own images,
+whereas with a single forward pass, the gradient of each class's loss would cost the images of all
+classes. A loop over the classes takes 0.55 to 0.8 of the time of `torch.func.vmap` over them (a
+ConvNet of depth 3, 32 x 32 pixels, on a CPU). Gradients of parameters of one dimension are not
+computed.
 
-**Paper and released code.** The code adds the 1e-6 and leaves out parameters of one dimension, both
-followed here.
+**Paper and released code.** The 1e-6 and the omission of parameters of one dimension are the
+code's.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ if TYPE_CHECKING:
     from rayd.networks import Observation
 
 EPSILON = 1e-6
-"""Keeps rows without gradient at distance 1 of everything."""
+"""Gives rows with zero gradient a distance of 1 from all others."""
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum of the cosine distances of all rows of all parameters, a scalar.
 
     Args:
-        real: gradients, one a parameter.
+        real: gradients, one per parameter.
         synthetic: gradients of the same parameters, in the same order and shapes; the distance is
             differentiable in them.
 
@@ -85,7 +87,7 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def _rows_apart(real: Tensor, synthetic: Tensor) -> Tensor:
     import torch
 
-    # 1 - cos cancels: gradients that bfloat16 gave are compared in float32
+    # 1 - cos cancels, so gradients from bfloat16 are compared in float32
     precision = torch.promote_types(real.dtype, torch.float32)
     real = real.to(precision)
     synthetic = synthetic.to(precision)
@@ -128,7 +130,7 @@ def loss_gradients(
     """Gradients of the mean cross-entropy by every parameter that has rows.
 
     Args:
-        network: left as it is, its own gradients included.
+        network: not modified, nor are its own gradients.
         images: network input (N, C, H, W).
         labels: class indices (N,).
         create_graph: whether the gradients are differentiable in the images.
@@ -143,7 +145,7 @@ def loss_gradients(
     }
     with torch.enable_grad():
         logits = functional_call(network, own, (images,))
-        # in float32 at least, while a network in float64 keeps its precision
+        # at least float32; a network in float64 keeps its precision
         loss = functional.cross_entropy(
             logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
         )
@@ -154,14 +156,14 @@ class WarmUp(Settings):
     """Steps that are compared class by class before gradients are added up (DCC)."""
 
     networks: int = Field(default=250, ge=1)
-    """Networks whose first steps these are."""
+    """Number of networks with a warm-up."""
     steps: int = Field(default=10, ge=1)
-    """Steps of each of them."""
+    """Number of warm-up steps of each of them."""
     per_network: int = Field(default=10, ge=1)
-    """Steps that each network is used for: `observers.model_pool.push_every`."""
+    """Number of steps for which each network is used: `observers.model_pool.push_every`."""
 
     def covers(self, step: int) -> bool:
-        """Whether a step, from 0, is one of these.
+        """Whether a step, counted from 0, is part of the warm-up.
 
         >>> warm_up = WarmUp(networks=2, steps=1, per_network=3)
         >>> [warm_up.covers(step) for step in range(7)]
@@ -172,8 +174,8 @@ class WarmUp(Settings):
 
 
 class GradientMatching(Term):
-    """Distance of the gradients that real and synthetic images of a class give a network, summed
-    over classes.
+    """Distance of a network's gradients on real and synthetic images of a class, summed over
+    classes.
     """
 
     name = "gradient"
@@ -184,17 +186,17 @@ class GradientMatching(Term):
     differences of their entries (IDC).
     """
     classes: Literal["each", "together"] = "each"
-    """Whether gradients are compared class by class, or added up over the classes before (DCC)."""
+    """Whether gradients are compared class by class, or summed over the classes first (DCC)."""
     warm_up: Annotated[WarmUp | None, When(classes="together")] = None
-    """`together`: steps that are compared class by class all the same; by default none."""
+    """`together`: steps that are compared class by class nevertheless; by default none."""
     layers: Literal["all", "convolutions"] = "all"
     """Parameters that are compared: all with rows, or those of convolutions alone (IDC)."""
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the classes that the synthetic images have, or the distance of the sums; labels
-        are class indices (N,).
+        """Sum over the classes of the synthetic images, or the distance of the sums; labels are
+        class indices (N,).
         """
         import torch
 
@@ -208,7 +210,7 @@ class GradientMatching(Term):
         }[self.distance]
         real_sides = []
         synthetic_sides = []
-        # rows are known on the host: a mask for each class would wait for the device five times
+        # computed on the host: a mask for each class would wait for the device five times
         real_rows = rows_by_class(batch.labels)
         for label, ours in rows_by_class(labels).items():
             theirs = real_rows[label]

@@ -1,17 +1,17 @@
 """Weights of amplitude and phase of characteristic functions, by the size of the class.
 
-CSDM (see `rayd.methods.csdm`) weighs amplitudes by a in head classes, which have images enough to
-be diverse, and by 1 - a in tail classes; phases have the rest. Which classes are head is not said;
-with n_c the number of real images of class c:
+CSDM (see `rayd.methods.csdm`) weights amplitudes by a in head classes, which have enough images to
+be diverse, and by 1 - a in tail classes; phases have one minus these weights. The paper does not
+state which classes are head classes; with n_c the number of real images of class c, the rules are:
 
     uniform      a_c = a for every class
     median       head if n_c is at least the median of n
     rank         head are the ceil(C / 2) largest classes, the first of those that are equally large
     continuous   a_c = (1 - a) + (2 a - 1) u_c,   u_c = log(n_c / n_min) / log(n_max / n_min)
 
-so that the continuous rule agrees with the others in the largest and in the smallest class. The
-profile of `data.imbalance` is exponential, so u_c falls by the same step from class to class. Where
-all classes are equally large all are head, except by rank.
+so that the continuous rule agrees with the others for the largest and the smallest class. The
+profile of `data.imbalance` is exponential, so u_c decreases by the same step from class to class.
+If all classes are equally large, all are head classes, except by rank.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rayd.config.choices import Split
 
 
 def amplitude_weights(counts: Tensor, head_weight: float, split: Split) -> Tensor:
-    """Weights of the amplitudes (C,), in [0, 1], of classes with so many real images (C,).
+    """Weights of the amplitudes (C,), in [0, 1], from the classes' numbers of real images (C,).
 
     Classes without images do not take part in finding the split; they count as tail.
 
@@ -43,7 +43,7 @@ def amplitude_weights(counts: Tensor, head_weight: float, split: Split) -> Tenso
 
 
 def check(head_weight: float, split: str) -> None:
-    """Refuse what is no weight or no rule.
+    """Validate weight and rule.
 
     Raises:
         ValueError: the weight is outside [0, 1], or there is no such rule.

@@ -1,4 +1,5 @@
-"""Maximum mean discrepancy of classes with a kernel, pair by pair: what spectral distances estimate.
+"""Maximum mean discrepancy of classes with a kernel over all pairs, which spectral distances
+estimate.
 
 Gretton et al., "A Kernel Two-Sample Test" (JMLR 2012); the comparison of CSDM's Figure 2.
 
@@ -7,10 +8,10 @@ Gretton et al., "A Kernel Two-Sample Test" (JMLR 2012); the comparison of CSDM's
     x    features of the real images of class c in a mini-batch      y    those of the synthetic ones
     k    a kernel of length s (`rayd.statistics.frequencies`); means are over all pairs, equal ones included, so at least 0
 
-The expectation over frequencies of the squared distance of characteristic functions is this
-(`rayd.objectives.characteristic_function_distance`), so with 'uniform' classes of amplitude weight
-1/2 the two compare like with like. It costs the pairs of images, not the images, and depends on the
-real ones through pairs with them, so it takes a mini-batch of them: `real: sampled`.
+It is the expectation over frequencies of the squared distance of characteristic functions
+(`rayd.objectives.characteristic_function_distance`), so the two terms are comparable with 'uniform'
+classes and an amplitude weight of 1/2. Its cost grows with the number of pairs of images, including
+pairs with real ones, so it takes real mini-batches: `real: sampled`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def kernel_values(kernel: Frequencies, one: Tensor, other: Tensor) -> Tensor:
     """Values k(x, y) of all pairs (n, m), of features (n, d) and (m, d); differentiable."""
     import torch
 
-    # all these kernels depend on one norm of the difference alone, so the norms of pairs stand for
-    # the differences, which would not fit into memory
+    # all these kernels depend only on a norm of the difference, so the norms of pairs suffice; the
+    # differences themselves would not fit into memory
     order = 1.0 if kernel.kernel == "laplace" else 2.0
     distances = torch.cdist(one, other, order, "donot_use_mm_for_euclid_dist")
     return kernel.closed_form(distances.unsqueeze(-1))
@@ -58,7 +59,7 @@ def discrepancy(kernel: Frequencies, real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 class KernelDiscrepancy(Term):
-    """Maximum mean discrepancy of the features of every class, with a kernel of one's choice."""
+    """Maximum mean discrepancy of the features of every class, with a configurable kernel."""
 
     name = "kernel_discrepancy"
     for_any_method = True
@@ -69,8 +70,8 @@ class KernelDiscrepancy(Term):
     kernel: Kernel = "gaussian"
     """Which kernel."""
     scale: Length = "median"
-    """Length of the kernel in units of the features, or the median distance of the real ones of the
-    mini-batch.
+    """Length of the kernel in units of the features, or the median distance between real features
+    of the mini-batch.
     """
     smoothness: Annotated[float, When(kernel="matern")] = Field(default=1.5, gt=0)
     """`matern`: its nu, a half-integer: 0.5, 1.5, 2.5, ..."""
@@ -79,7 +80,7 @@ class KernelDiscrepancy(Term):
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
     over_classes: OverClasses = "mean"
-    """Reduction of the values of classes to one."""
+    """Reduction over classes."""
 
     @model_validator(mode="after")
     def _elementary(self) -> KernelDiscrepancy:

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 def squared_mean_gap(real: Moments, synthetic: Moments) -> Tensor:
     """Sum over classes of the squared distance of feature means, a scalar.
 
-    Classes that either side holds no sample of are left out.
+    Classes without samples on either side are omitted.
     """
     return class_sum((real.mean - synthetic.mean).square().sum(-1), real, synthetic)
 
 
 class MeanMatching(StatisticTerm):
-    """Squared distances of the class means of what the classifier reads."""
+    """Squared distances of the class means of the classifier's input."""
 
     name = "mean"
 

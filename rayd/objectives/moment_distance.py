@@ -21,9 +21,9 @@ with m in [0, 1)
 
     s <- m s + (1 - m) stat      value s, gradient of stat      s = 0 at first, without correction for that
 
-so that each observer has smoothed statistics of its own for a block of images. With m = 0 they are
-the plain statistics. Layers may also be dropped: a layer is left out of a step with a given
-probability, under all transforms at once, and its smoothed statistics stay as they are.
+separately for each observer and block of images. With m = 0 they are the plain statistics. Layers
+may also be dropped: a layer is left out of a step with a given probability, under all transforms at
+once, and its smoothed statistics are not updated.
 
 **Variance of a class** (`category`). A map's variance has a part inside images and a part between
 them.
@@ -32,16 +32,16 @@ them.
 - `instance`: the part inside images on both sides. The released code of EDC keeps the average over
   a class's images of the variance inside each as the class's statistic; this compares it with the
   same quantity of X.
-- `batch`: what that code computes in the end. One comparison in place of one a class, of the
-  statistics of *all* of X (whose variance holds the part between images) with the average over the
-  images of X of their classes' mean and inside variance.
+- `batch`: what the code actually computes. There is one comparison instead of one per class, of the
+  statistics of *all* of X (whose variance includes the part between images) with the average over
+  the images of X of their classes' mean and inside variance.
 
 Paper and code agree that the smoothed statistics enter with weight (1 - m) on the current one, and
-that the first hooked layer weighs ten times. The released code hooks the first convolution before
-the first normalisation, so in G-VBSM and EDC the ten fall to the input of the first convolution
-(both views), in SRe2L to that of the first normalisation; it drops convolutions alone. It takes the
-targets of normalisations from their running statistics; here they are measured over the whole
-training set like all others.
+that the first hooked layer has ten times the weight. The released code hooks the first convolution
+before the first normalisation, so in G-VBSM and EDC the factor of ten applies to the input of the
+first convolution (both views), in SRe2L to that of the first normalisation; it drops convolutions
+only. It takes the targets of normalisations from their running statistics; here, they are measured
+over the whole training set like all others.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class MomentDistance:
         drop: Mapping[LayerRole, float] | None = None,
         variance_weight: float = 1.0,
     ):
-        """Match the moments that `specs` name.
+        """Match the moments given by `specs`.
 
         Args:
             specs: statistics, all of them `Moments`.
-            alpha: share of the comparison over all images; the rest is for classes. What has no
-                share is not computed.
-            category: which variance stands for a class.
-            momentum: of the smoothing over steps; 0 for none.
+            alpha: share of the comparison over all images; the comparison by class has the rest. A
+                comparison without a share is not computed.
+            category: variance that represents a class.
+            momentum: momentum of the smoothing over steps; 0 for none.
             first_layer_weight: factor of the first layer of a role, under all transforms; 1 for
                 roles that are not named.
             drop: probability with which a layer of a role is left out of a call; 0 for roles that
@@ -163,7 +163,7 @@ class MomentDistance:
     ) -> tuple[Tensor | slice, Tensor, Tensor]:
         """Columns, one-hot layers and weights of the layers that are compared.
 
-        Those of all layers are the same in every step, and kept with the targets.
+        If no layer is dropped, they are the same in every step, and cached with the targets.
         """
         if all(kept) and targets.plan is not None and targets.plan[1].dtype == like.dtype:
             return slice(None), *targets.plan
@@ -206,7 +206,7 @@ class MomentDistance:
         return self._first.get(layer.spec.layer_role, 1.0) if layer.place == 0 else 1.0
 
     def _kept(self, layers: Sequence[_Layer], context: Context) -> list[bool]:
-        """Which layers this call compares: one draw for each layer of a role."""
+        """Select the layers of this call, by one draw for each layer of a role."""
         named = sorted(
             {
                 (layer.spec.layer_role, layer.place)
@@ -223,7 +223,7 @@ class MomentDistance:
         return [(layer.spec.layer_role, layer.place) not in dropped for layer in layers]
 
     def _targets(self, statistics: list[Moments]) -> Targets:
-        """The targets of these statistics, kept as long as they live."""
+        """The targets of these statistics, cached during their lifetime."""
         targets = self._derived.get(statistics[0])
         if targets is None or not targets.sources.are(statistics):
             targets = self._derived[statistics[0]] = Targets(
@@ -242,23 +242,23 @@ class _Layer(NamedTuple):
 
     @property
     def moments(self) -> SampleMoments:
-        """Of every image of the batch."""
+        """Moments of every image of the batch."""
         own = self.spec.transform.moments(self.maps)
         return own if self.others is None else self.others.samples(self.spec, self.place, own)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The table of one call: which columns it has, and how rows are smoothed and compared."""
+    """The table of one call: its columns, and how rows are smoothed and compared."""
 
     columns: Tensor | slice
-    """Which of the columns of all layers: those of the layers that are compared."""
+    """Indices of the compared layers' columns among those of all layers."""
     width: int
-    """How many columns all layers have."""
+    """Number of columns of all layers."""
     layers: Tensor
-    """One-hot: which of the L compared layers a column belongs to (D, L)."""
+    """One-hot rows of the compared layer to which a column belongs (D, L)."""
     weights: Tensor
-    """Of the layers (L,)."""
+    """Weights of the layers (L,)."""
     momentum: float
     memory: dict[str, Tensor]
     variance_weight: float
@@ -285,9 +285,7 @@ class _Table:
         return value - current + now
 
     def distance(self, target: Target, mean: Tensor, variance: Tensor) -> Tensor:
-        """Distances of both statistics, layer by layer and row by row, added up by their
-        weights.
-        """
+        """Weighted sum of the distances of both statistics over layers and rows."""
         means = _root((mean - target.mean[:, self.columns]).square() @ self.layers)
         variances = _root((variance - target.variance[:, self.columns]).square() @ self.layers)
         if self.variance_weight != 1:
@@ -296,10 +294,10 @@ class _Table:
 
 
 def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
-    """Mean and variance of every sample, the columns of all layers side by side.
+    """Mean and variance of every sample, with the columns of all layers concatenated.
 
-    Variances instead of sums of squares, and a size of 1, as layers differ in how many vectors a
-    sample has.
+    Variances replace sums of squares, with a size of 1, as the number of vectors per sample differs
+    between layers.
     """
     parts = [layer.moments for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)
@@ -307,7 +305,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
 
 
 def _layer_of(widths: list[int], like: Tensor) -> Tensor:
-    """One-hot rows (D, L): which layer each column belongs to."""
+    """One-hot rows (D, L) of the layer to which each column belongs."""
     index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
     return membership(upload(index, like.device), len(widths), like.dtype)
 
@@ -319,6 +317,6 @@ def _columns(widths: list[int], kept: list[bool]) -> Tensor:
 
 def _root(squares: Tensor) -> Tensor:
     """Square roots, with gradient zero at zero, as norms have."""
-    # not `> 0`, which NaN fails: a diverged distance would read as a perfect one
+    # not `> 0`, which is false for NaN: a diverged distance would be read as a perfect one
     apart = squares != 0
     return torch.where(apart, squares, 1.0).sqrt() * apart

@@ -32,11 +32,11 @@ class NormalizationMatching(Term):
     first_layer_weight: float = Field(default=10.0, ge=0)
     """Factor of the first normalisation."""
     variance_weight: float = Field(default=1.0, ge=0)
-    """Factor of the distance of variances beside that of means (DWA: 11)."""
+    """Factor of the distance of variances, relative to that of means (DWA: 11)."""
 
     @cached_property
     def distance(self) -> MomentDistance:
-        """The distance that these settings stand for."""
+        """The distance that these settings define."""
         from rayd.objectives.moment_distance import MomentDistance
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Channels, Moments
@@ -70,13 +70,13 @@ class MomentMatching(Term):
     weight: float = Field(default=0.01, ge=0)
     """Factor of the term; 0 switches it off."""
     alpha: float = Field(default=1.0, ge=0, le=1)
-    """Share of the comparison over all images; the rest is for classes."""
+    """Share of the comparison over all images; the comparison by class has the rest."""
     category: Category = "class"
     """Comparison for classes: their whole variance (paper), the part inside images, or, over
     the whole batch, the average of the part inside images (released code).
     """
     momentum: float = Field(default=0.8, ge=0, lt=1)
-    """Of the smoothing of the synthetic statistics over steps; 0 for none."""
+    """Momentum of the smoothing of the synthetic statistics over steps; 0 for none."""
     drop: float = Field(default=0.4, ge=0, le=1)
     """Probability with which a convolution is left out of a step; normalisations never are."""
     patch: int = Field(default=4, ge=1)
@@ -86,7 +86,7 @@ class MomentMatching(Term):
 
     @cached_property
     def distance(self) -> MomentDistance:
-        """The distance that these settings stand for."""
+        """The distance that these settings define."""
         from rayd.objectives.moment_distance import MomentDistance
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Channels, Moments, Patches

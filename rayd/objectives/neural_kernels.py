@@ -14,10 +14,11 @@ K = <x, y> / d and T = 0, and become
     w, b    variances of weights (over the root of their number) and biases, 2 and 0.01
     p, q    K of the first image with itself and of the second one with itself, at their positions
 
-`fc`: `depth` hidden layers with ReLU, and a dense layer. `conv`: `depth` convolutions of 3 x 3 with zeros
-around, each with ReLU and, with `pool`, mean pooling of 2 x 2; then flattening and a dense layer.
-Without pooling only equal positions matter, so that it costs P pairs of positions for P pixels; with
-pooling all P^2: for 8 x 8 pixels 4,096 numbers for each pair of images, for 32 x 32 a million.
+`fc`: `depth` hidden layers with ReLU, and a dense layer. `conv`: `depth` convolutions of 3 x 3 with
+zeros around, each with ReLU and, with `pool`, mean pooling of 2 x 2; then flattening and a dense
+layer. Without pooling, only equal positions matter, so the cost is P pairs of positions for P
+pixels; with pooling, it is all P^2: 4,096 numbers for each pair of images of 8 x 8 pixels, a
+million for 32 x 32.
 
 With a kernel, images X_s and labels Y_s predict (`kernel_predictions`)
 
@@ -25,8 +26,8 @@ With a kernel, images X_s and labels Y_s predict (`kernel_predictions`)
 
 and for given images the best labels are a least-squares problem (`solved_labels`, "label solve").
 
-Everything is computed in float64: kernels of alike images differ little, and the ridge is small. The
-derivative of (pi - a) is infinite for images of equal direction and is taken as 0 there.
+Everything is computed in float64, as kernels of similar images differ little and the ridge is
+small. The derivative of (pi - a) is infinite for images of equal direction and is set to 0 there.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from rayd.networks import Observation
 
 WEIGHT_VARIANCE = 2.0
-"""Variance of weights, times the number of a layer's inputs."""
+"""Variance of weights, multiplied by the number of a layer's inputs."""
 BIAS_VARIANCE = 0.01
 """Variance of biases."""
 CLOSE = 1e-14
@@ -72,11 +73,11 @@ class _Kernels(NamedTuple):
     """Covariance of each of the second images with itself, (m, ...)."""
 
     def windowed(self, mean: Callable[[Tensor], Tensor]) -> _Kernels:
-        """Means over windows, of everything."""
+        """Means over windows of all kernels and variances."""
         return _Kernels(*(mean(part) for part in self))
 
     def weighted(self) -> _Kernels:
-        """After a linear layer, whose window has been averaged."""
+        """The kernels after a linear layer whose window has been averaged."""
         covariance = WEIGHT_VARIANCE * self.covariance + BIAS_VARIANCE
         return _Kernels(
             covariance=covariance,
@@ -105,7 +106,7 @@ class _Kernels(NamedTuple):
 
 def _rectified(covariance: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Covariance after ReLU, and the factor of the tangent kernel; `left` and `right` are the
-    variances of both sides.
+    variances of the first and the second images.
     """
     scale = (left * right).sqrt()
     # the derivative of the angle is infinite at 1; clamping makes it 0 there
@@ -159,13 +160,14 @@ def conv_kernel(first: Tensor, second: Tensor, depth: int = 3, pool: bool = True
         first: images (n, C, H, W).
         second: images (m, C, H, W).
         depth: number of convolutions.
-        pool: whether mean pooling follows each, which needs sides that are multiples of 2^depth.
+        pool: whether mean pooling follows each convolution, for sides that are multiples of
+            2^depth.
 
     Returns:
         float64, differentiable in both.
 
     Raises:
-        ValueError: the images cannot be pooled so often.
+        ValueError: the sides of the images are not divisible by 2^depth.
     """
     import torch
 
@@ -206,7 +208,7 @@ def _mean_of_neighbours(maps: Tensor) -> Tensor:
 
 
 def _mean_of_neighbour_pairs(pairs: Tensor) -> Tensor:
-    """Means over windows of 3 x 3 that move in both images alike, of pairs (..., H, W, H, W)."""
+    """Means of pairs (..., H, W, H, W) over windows of 3 x 3, with equal offsets in both images."""
     import torch
     from torch.nn.functional import pad
 
@@ -234,9 +236,9 @@ def kernel_predictions(
     """Predictions (N, C) of kernel ridge regression.
 
     Args:
-        between: kernel of the images to predict with those that are learned from, (N, n).
+        between: kernel of the images to predict with the training images, (N, n).
         among: kernel of the latter, (n, n).
-        targets: of the latter (n, C).
+        targets: targets of the latter (n, C).
         relative: the ridge, relative to the mean eigenvalue of `among`.
 
     Raises:
@@ -249,13 +251,13 @@ def kernel_predictions(
 def solved_labels(
     between: Tensor, among: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE
 ) -> Tensor:
-    """The targets (n, C) under which `kernel_predictions` come closest to the targets (N, C) of real
-    images; of several the shortest ("label solve").
+    """The targets (n, C) with which `kernel_predictions` are closest to the targets (N, C) of real
+    images; if they are not unique, those of smallest norm ("label solve").
 
     Args:
         between: kernel of the real images with the learned ones, (N, n).
         among: kernel of the latter, (n, n).
-        targets: of the real images (N, C).
+        targets: targets of the real images (N, C).
         relative: the ridge, relative to the mean eigenvalue of `among`.
     """
     import torch
@@ -267,8 +269,8 @@ def solved_labels(
 
 
 class KernelRegression(Term):
-    """How well regression with the kernel of an infinitely wide network, on the synthetic images,
-    predicts a real mini-batch; no observer has a say.
+    """Loss on a real mini-batch of a regression on the synthetic images, with the kernel of an
+    infinitely wide network; independent of the observer.
     """
 
     name = "kernel_regression"
@@ -278,7 +280,7 @@ class KernelRegression(Term):
     network: Literal["fc", "conv"] = "fc"
     """Which network."""
     depth: int = Field(default=1, ge=1)
-    """Its hidden layers, or convolutions."""
+    """Number of its hidden layers, or convolutions."""
     pool: Annotated[bool, When(network="conv")] = True
     """`conv`: whether mean pooling follows each convolution."""
     relative_ridge: float = Field(default=RELATIVE_RIDGE, gt=0)
@@ -288,7 +290,7 @@ class KernelRegression(Term):
         """Tangent kernel (n, m) of images (n, C, H, W) and (m, C, H, W), float64.
 
         Raises:
-            ValueError: the images cannot be pooled so often.
+            ValueError: the sides of the images are not divisible by 2^depth.
         """
         if self.network == "fc":
             return fc_kernel(first, second, self.depth)
@@ -300,7 +302,7 @@ class KernelRegression(Term):
         """The mean loss of the real images; labels are class indices (n,), or soft (n, C).
 
         Raises:
-            RunError: the images are not finite any more, or cannot be pooled.
+            RunError: the images are no longer finite, or cannot be pooled.
         """
         _, batch = context.seen_through()
         classes = seen.logits.shape[1]

@@ -12,12 +12,12 @@ Two terms that any method may add:
     Sigma_c   covariance of the local descriptors of the observer's last map, (d, d); see `rayd.statistics.local_covariance`
 
 **Paper and released code differ.** The code has no exponential and no threshold: it sums ||
-psi(s_j) - centre_c ||^2 and says that the result is the same; a form with alpha = 0.02 is commented
-out. That is the default here (`form: squared`), as the weights that the paper states (0.05 and
-0.01) belong to it and the exponential overflows at distances that are usual at the start. As
-exp(alpha x) is at least 1, a threshold of at most 1 is never reached in the printed form: it shifts
-the loss by a constant and changes no gradient. The real classes may be the centres instead
-(`centre: real`); the paper does not do that.
+psi(s_j) - centre_c ||^2 and remarks that the result is the same; a form with alpha = 0.02 is
+commented out. The sum is the default here (`form: squared`), as the weights stated in the paper
+(0.05 and 0.01) belong to it and the exponential overflows at distances that are common at the
+start. As exp(alpha x) is at least 1, a threshold of at most 1 is never reached in the printed form:
+it shifts the loss by a constant and changes no gradient. Means of real classes may be the centres
+instead (`centre: real`), which is not in the paper.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def dispersion(
         features: feature vectors (N, d).
         labels: class indices (N,).
         classes: number of classes.
-        centres: of the classes (classes, d); absent: the means of `features`.
+        centres: centres of the classes (classes, d); if None, the means of `features`.
     """
     from rayd.statistics.base import membership, ratio
 
@@ -67,8 +67,8 @@ def dispersion(
 def centralization(
     distances: Tensor, form: Form, alpha: float, beta: float, counts: Tensor | None = None
 ) -> Tensor:
-    """Sum over samples of squared distances (N,), or of max(0, exp(alpha distance) - beta); of those
-    alone that count (N,), where that is given.
+    """Sum over samples of squared distances (N,), or of max(0, exp(alpha distance) - beta); with a
+    mask (N,), over the selected samples only.
     """
     if form == "exponential":
         distances = ((alpha * distances).exp() - beta).clamp(min=0)
@@ -91,15 +91,15 @@ class Centralization(Term):
     alpha: float = Field(default=0.02, gt=0)
     """`exponential`: scale of the squared distance."""
     beta: float = Field(default=0.0, ge=0)
-    """`exponential`: threshold below which a sample is near enough; at most 1 it changes
-    nothing.
+    """`exponential`: threshold below which a sample is close enough; values of up to 1 have no
+    effect.
     """
     centre: Centre = "synthetic"
-    """Mean of the synthetic images of a class (paper), or of the real ones."""
+    """Centre of a class: the mean of its synthetic images (paper), or of its real ones."""
 
     @property
     def specs(self) -> tuple[StatisticSpec, ...]:
-        """Moments of the features, where their means are the centres."""
+        """Moments of the features, if their means are the centres."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Flat, Moments
 
@@ -114,8 +114,8 @@ class Centralization(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over all images; differentiable, through the centres too. Images of a class without
-        real ones have no real centre, and are left out.
+        """Sum over all images; differentiable, also through the centres. Images of a class without
+        real images have no real centre, and are omitted.
         """
         from rayd.statistics.transforms import wide
 
@@ -132,8 +132,8 @@ class Centralization(Term):
 
 
 def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) -> Tensor:
-    """Sum over classes of the squared Frobenius distance of local covariances; classes that either
-    side lacks are left out.
+    """Sum over classes of the squared Frobenius distance of local covariances; classes without
+    samples on either side are omitted.
     """
     distances = (real.covariance - synthetic.covariance).square().sum((1, 2))
     return class_sum(distances, real, synthetic)
@@ -161,22 +161,22 @@ class CovarianceMatching(StatisticTerm):
         return squared_covariance_gap(real, synthetic)
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse single images of a class, whose covariance is zero whatever they show.
+        """Refuse one image per class, whose covariance is always zero.
 
         Raises:
-            ConfigError: says what to use instead.
+            ConfigError: there is only one, with advice on what to use instead.
         """
         if recipe.synthetic.kind == "lowrank":
-            # as many images as the budget allows, which is more than `ipc` of a class
+            # the budget allows more images than `ipc` per class
             return
         if recipe.ipc * recipe.synthetic.expansion < 2:
             raise ConfigError(
                 f"The term '{self.name}' needs at least two images of a class, as the covariance of one is zero. Use ipc=2 or "
-                "more, or synthetic.kind=partitioned, which makes four of each image (method 'iid-idm' does)."
+                "more, or synthetic.kind=partitioned, which makes four of each image (as in method 'iid-idm')."
             )
         if recipe.synthesis.block == "classes" and recipe.synthetic.expansion < 2:
             raise ConfigError(
                 f"The term '{self.name}' needs at least two images of a class in a block, as the "
                 "covariance of one is zero: set 'synthesis.block: null', or a number of images that "
-                "holds several of each class."
+                "includes several of each class."
             )

@@ -13,17 +13,18 @@ Networks" (KIP, NeurIPS 2021):
     first_j, second_j   largest and second largest entry of row j of Y_s: learned labels keep a margin
 
 Targets are centred one-hot rows: y - 1/C of the real images, (y - 1/C) / sqrt(C / 10) of the
-synthetic ones. Learned ones are made of rows of probabilities, at first 0.9 for the image's class.
-KIP has the kernel of an infinitely wide network in place of X X^T.
+synthetic ones. Learned targets are derived from rows of probabilities, initially 0.9 for the
+image's class. KIP has the kernel of an infinitely wide network in place of X X^T.
 
-With more images than features the same P comes of a smaller system, X_t (X_s^T X_s + lambda I)^-1
-X_s^T Y_s, and that is a ridge filter: with C = X_s^T X_s / n and S = X_s^T Y_s / n, P = X_t f(C) S
-for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang, UniDD, ICLR 2026; see `rayd.objectives.filters`).
+With more images than features, the same P results from a smaller system, X_t (X_s^T X_s + lambda
+I)^-1 X_s^T Y_s, which is a ridge filter: with C = X_s^T X_s / n and S = X_s^T Y_s / n, P = X_t f(C)
+S for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang, UniDD, ICLR 2026; see
+`rayd.objectives.filters`).
 
-**Paper and released code.** The ridge is relative to the trace in both, and its gradient counts.
-Half of the squared distance and the margin are those of the code. Here all is computed in float64:
-a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Without
-whitening or centring, others report chance accuracy.
+**Paper and released code.** In both, the ridge is relative to the trace, and its gradient is
+included. The factor 1/2 of the squared distance and the margin are those of the code. Here,
+everything is computed in float64, as a ridge of 1e-6 is below the rounding of float32 even for ten
+images. Reimplementations without whitening or centring report chance accuracy.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 
 def centred_targets(labels: Tensor, classes: int) -> Tensor:
-    """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32 unless
-    these are float64: the targets of real images.
+    """Targets of real images: centred rows (N, classes) of class indices (N,) or of soft labels (N,
+    classes), float32 unless these are float64.
 
     >>> import torch
     >>> centred_targets(torch.tensor([1]), 2)
@@ -61,7 +62,7 @@ def centred_targets(labels: Tensor, classes: int) -> Tensor:
 
 
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
-    """Centred rows, divided by sqrt(classes / 10): the targets of synthetic images.
+    """Targets of synthetic images: centred rows, divided by sqrt(classes / 10).
 
     >>> import torch
     >>> regression_targets(torch.tensor([1]), 2)
@@ -98,7 +99,7 @@ def predictions(
         raise ValueError(f"The 'relative' ridge must be above 0. Got {relative} instead.")
 
     home = "cpu" if real.device.type == "mps" else real.device  # MPS has no float64
-    # moved first: a copy to another type is converted where it comes from
+    # moved first, as a copy would be converted on the source device
     x_t, x_s, y_s = (tensor.to(home).double() for tensor in (real, synthetic, targets))
     ridge = ridge_of(x_s, relative)
     if len(x_s) > x_s.shape[1]:
@@ -114,8 +115,8 @@ def regression_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 
 
 def label_margin(targets: Tensor) -> Tensor:
-    """Minus the mean margin of learned targets (n, C): largest minus second largest entry, counted
-    up to 1 / C.
+    """Negative mean margin of learned targets (n, C): largest minus second largest entry, clipped
+    at 1 / C.
     """
     best = targets.topk(2, dim=1).values
     return -(best[:, 0] - best[:, 1]).clamp(max=1 / targets.shape[1]).mean()
@@ -138,8 +139,8 @@ def ridge_solution(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
         matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     )
     if matrix.device.type != "cpu":
-        # not to wait for the device in every step: what follows of NaN is refused where losses are
-        # logged and sets are saved
+        # no wait for the device in every step: NaN is detected when losses are logged and sets are
+        # saved
         return torch.where(failed == 0, torch.cholesky_solve(right, factor), torch.nan)
     if failed:
         raise ValueError(
@@ -149,8 +150,8 @@ def ridge_solution(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
 
 
 class RidgeRegression(Term):
-    """How well a ridge regression on the synthetic images predicts a real mini-batch, on what the
-    classifier reads.
+    """Loss on a real mini-batch of a ridge regression on the synthetic images, with the
+    classifier's inputs as features.
     """
 
     name = "regression"
@@ -168,11 +169,11 @@ class RidgeRegression(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """The mean loss of the real images; labels are class indices (n,), or soft (n, C), and
-        their margin then counts.
+        """The mean loss of the real images; labels are class indices (n,), or soft (n, C), whose
+        margin is then included.
 
         Raises:
-            RunError: the features are all zero or not finite any more.
+            RunError: the features are all zero or no longer finite.
         """
         from rayd.statistics.transforms import wide
 
@@ -185,7 +186,7 @@ class RidgeRegression(Term):
         try:
             predicted = predictions(wide(theirs), wide(ours), targets, self.relative_ridge)
         except ValueError as error:
-            # features of real images are those of the network alone
+            # features of real images depend only on the network
             diverged = not bool(theirs.isfinite().all())
             rate = "observers.model_pool" if diverged else "synthesis"
             raise RunError(f"{error} Lower {rate}.learning_rate.") from error

@@ -1,8 +1,8 @@
 """Exponential moving updating: means of statistics over the blocks of a synthetic set.
 
 Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026): a
-block of few images is too small to stand for a data set, so its statistic is averaged with those of
-the blocks before it, which are finished and fixed:
+block of few images is too small to represent a data set, so its statistic is averaged with those of
+the previous blocks, which are finished and fixed:
 
     s_b = (1 - 1/b) s_{b-1} + (1/b) stat_b          s_0 = 0,     b = 1, 2, ...  blocks
 
@@ -10,11 +10,11 @@ the blocks before it, which are finished and fixed:
             factor 1/b
     s_b     what is compared; s_{b-1} is that of the last call in block b-1
 
-So s_b is the mean over the blocks; all have the same weight. A covariance that is averaged so lacks
-the part between blocks, in the paper and here alike. The released code writes s_b once a block is
-finished; here every call keeps its mean, and the first call of the next block finds
-it (see `Context.memory`). Blocks are counted by the calls of an observer: one that was not
-used in a block has nothing to average for it.
+So s_b is the mean over the blocks, with equal weights. A covariance averaged in this way lacks the
+part between blocks, in the paper as well as here. The released code stores s_b when a block is
+finished; here every call stores its mean, which the first call of the next block reads (see
+`Context.memory`). Blocks are counted per observer: a block in which an observer was not used is not
+part of its mean.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rayd.objectives.terms import Context
 
 
 class RunningMeans:
-    """The means of one call; kept in the context's memory under the names of the statistics,
+    """The means of one call, stored in the context's memory under the names of the statistics,
     `block` and `before`.
     """
 
     def __init__(self, context: Context):
-        """Find out how many blocks came before this one; a single block has no memory."""
+        """Determine the number of previous blocks; a single block has no memory."""
         self._memory = context.memory
         self._kept = dict(context.memory)
         self._alone = context.blocks == 1
@@ -49,12 +49,12 @@ class RunningMeans:
 
     @property
     def count(self) -> int:
-        """Number of blocks so far, this one among them."""
+        """Number of blocks so far, including this one."""
         return self._before + 1
 
     def __call__(self, name: str, current: Tensor) -> Tensor:
-        """The mean with what came before, of the same shape and dtype; its gradient is that of
-        `current`, times 1/b.
+        """The mean of `current` and the previous blocks, of the same shape and dtype; its gradient
+        is that of `current`, times 1/b.
         """
         mean = current
         if self._before > 0:

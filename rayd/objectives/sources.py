@@ -1,4 +1,4 @@
-"""The statistics that something was derived from."""
+"""References to the statistics from which something was derived."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from weakref import ref
 class Sources:
     """References to statistics that do not keep them alive.
 
-    What is derived from statistics is kept beside them; a strong reference would keep the statistics
-    of every step of a sampled real side.
+    Derived values are cached together with these references; strong ones would keep the statistics
+    of every step in memory if real data are sampled.
 
     Args:
-        statistics: what something is derived from.
+        statistics: the statistics from which something is derived.
     """
 
     def __init__(self, statistics: Iterable[Any]):
         self._of = [ref(statistic) for statistic in statistics]
 
     def are(self, statistics: Sequence[Any]) -> bool:
-        """Whether they are these very objects."""
+        """Whether the references are to these very objects."""
         return len(statistics) == len(self._of) and all(
             a() is b for a, b in zip(self._of, statistics, strict=True)
         )

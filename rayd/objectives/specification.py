@@ -1,4 +1,4 @@
-"""Statistics that terms compare: of which layers, of which feature vectors, and which."""
+"""Specification of statistics that terms compare: layers, transform and kind of statistic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayd.statistics.kinds import kind_of
 
 @dataclass(frozen=True)
 class StatisticSpec:
-    """A statistic that a term compares: of which layers, of which feature vectors, and which.
+    """A statistic that a term compares: role of the layers, transform, and kind of statistic.
 
     >>> from rayd.statistics import Channels, Covariance, Flat, Moments, Pooled
     >>> StatisticSpec(LayerRole.FEATURES, Flat(), Moments).key
@@ -28,11 +28,11 @@ class StatisticSpec:
     """
 
     layer_role: LayerRole
-    """The role of the layers that it is taken of."""
+    """Role of the layers whose features are used."""
     transform: Transform
     """Transform of their feature maps to feature vectors."""
     statistic: type[Statistic] | StatisticKind
-    """Which statistic; a class alone stands for `ByClass` of it."""
+    """Kind of statistic; a class alone means `ByClass` of it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "statistic", kind_of(self.statistic))
@@ -44,12 +44,12 @@ class StatisticSpec:
 
     @property
     def key(self) -> str:
-        """A stable name, for files and cache keys; seeds of draws are derived from it, too."""
+        """A stable name for files, cache keys and the seeds of draws."""
         return f"{self.layer_role.value}.{self.transform.key}.{self.kind.key}"
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests of the source of a statistic and transforms from outside the package."""
+        """Digests of the source code of statistics and transforms from outside the package."""
         kinds: list[type] = [type(self.kind), self.kind.statistic]
         transform: Transform | None = self.transform
         while transform is not None:
@@ -60,9 +60,7 @@ class StatisticSpec:
     def spread(
         self, parts: tuple[Statistic, ...], labels: Tensor, classes: int
     ) -> tuple[Statistic, ...]:
-        """Statistics of all classes, from those whose rows are the classes among `labels`, in
-        order.
-        """
+        """Expand statistics whose rows are the classes among `labels`, in order, to all classes."""
         places = self._places(labels, parts)
         return tuple(part.spread(places, self.kind.count(classes)) for part in parts)
 
@@ -76,16 +74,16 @@ class StatisticSpec:
 
     @property
     def draws(self) -> bool:
-        """Whether `empty` draws, so needs a generator."""
+        """Whether `empty` draws random values, and thus needs a generator."""
         return self.kind.draws
 
     @property
     def data_dependent(self) -> bool:
-        """Whether `resolved` must be given real images before `empty` can be called."""
+        """Whether `resolved` must be called with real images before `empty`."""
         return self.kind.data_dependent
 
     def resolved(self, seen: Sequence[Observation]) -> tuple[StatisticKind, ...]:
-        """Its kinds, one a layer, with the arguments that follow from some real images.
+        """Kinds of statistic, one per layer, with arguments determined from real images.
 
         Args:
             seen: an observer's output on the images, in parts.
@@ -108,19 +106,18 @@ class StatisticSpec:
         generator: torch.Generator | None = None,
         resolved: Sequence[StatisticKind] | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements, one a layer.
+        """Neutral elements, one per layer.
 
         Args:
-            classes: how many there are.
-            shapes: shapes of the layers' features, without the batch.
-            generator: makes the draws, layer after layer; equal for all parts that are to be
+            classes: number of classes.
+            shapes: shapes of the layers' features, without the batch dimension.
+            generator: draws random values, layer by layer; must be the same for all parts that are
                 merged.
-            resolved: result of `resolved`, for a statistic that looks first; equal for all parts
-                too.
+            resolved: result of `resolved`, for data-dependent statistics; must also be the same for
+                all parts.
 
         Raises:
-            ValueError: the statistic draws and there is no generator, or it looks first and is not
-                resolved.
+            ValueError: the statistic needs a generator, or is data-dependent and not resolved.
         """
         if self.draws and (generator is None or (self.data_dependent and resolved is None)):
             raise ValueError(
@@ -137,8 +134,8 @@ class StatisticSpec:
     def of(
         self, seen: Observation, labels: Tensor, like: tuple[Statistic, ...]
     ) -> tuple[Statistic, ...]:
-        """The statistic of an observer's output, differentiable, one a layer; `like` gives classes
-        and frequencies.
+        """The statistic of an observer's output, differentiable, one per layer; `like` determines
+        classes and frequencies.
         """
         rows = self.kind.rows(labels)
         found: list[Statistic] = []
@@ -157,14 +154,16 @@ class StatisticSpec:
         return tuple(found)
 
     def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:
-        """Add an observer's output on real images, in place, in float64."""
+        """Accumulate an observer's output on real images, in place, in float64."""
         rows = self.kind.rows(labels)
         for statistic, layer in zip(into, seen.layers[self.layer_role], strict=True):
             features, transform = self._features(layer)
             statistic.update(features, rows, transform)
 
     def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
-        """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
+        """Row indices of the classes among `labels` in the whole statistic, on the device of the
+        parts.
+        """
         places: Tensor = torch.unique(self.kind.rows(labels))
         # labels are on the CPU
         return places.to(parts[0].device) if parts else places

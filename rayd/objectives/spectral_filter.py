@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def filter_now(settings: FilterSettings, context: Context) -> Filter:
-    """The filter where a term is called, with its parameter as the schedule has it there."""
+    """The filter at a call of the term, with its parameter at this point of the schedule."""
     from rayd.objectives.filters import of_settings
 
     schedule = settings.schedule
@@ -36,7 +36,7 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
 
 
 def _filters_now(matrix: FilterSettings, signal: FilterSettings, context: Context) -> Filters:
-    """Filters of one side where a term is called."""
+    """Filters of one side at a call of the term."""
     from rayd.objectives.factors import Filters
 
     return Filters(filter_now(matrix, context), filter_now(signal, context))
@@ -57,23 +57,22 @@ class SpectralFilterMatching(Term):
     filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
     """Filter of the correlations of features."""
     signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
-    """Filter of the signal; absent: the same."""
+    """Filter of the signal; by default the same."""
     real_filter: FilterSettings | None = None
-    """Filter of the real side, where it is another than that of the synthetic one; absent: the
-    same.
+    """Filter of the real side, if it differs from that of the synthetic side; by default the same.
     """
     real_signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
-    """Filter of the signal on the real side; absent: `signal_filter`, or else that of the real
-    side.
+    """Filter of the signal on the real side; by default `signal_filter` if given, otherwise the
+    filter of the real side.
     """
     filter_weight: float = Field(default=1.0, ge=0)
     """Weight of the distance of filtered correlations."""
     signal_weight: float = Field(default=1.0, ge=0)
     """Weight of the distance of filtered signals."""
     signal: Annotated[Signal, _SIGNALLED] = "class"
-    """Features by class (paper), or their mean over everything (the released code's default)."""
+    """Signal: features by class (paper), or their global mean (the released code's default)."""
     layers: Literal["conv_path", "features"] = "conv_path"
-    """Inputs of all convolutions but those of shortcuts, or what the classifier reads."""
+    """Inputs of all convolutions except those of shortcuts, or the input of the classifier."""
 
     @model_validator(mode="after")
     def _something(self) -> SpectralFilterMatching:
@@ -84,11 +83,11 @@ class SpectralFilterMatching(Term):
         return self
 
     def filters(self, context: Context) -> Filters:
-        """Both filters of the synthetic side where a term is called."""
+        """Both filters of the synthetic side at a call of the term."""
         return _filters_now(self.filter, self.signal_filter or self.filter, context)
 
     def real_filters(self, context: Context) -> Filters:
-        """Both filters of the real side where a term is called."""
+        """Both filters of the real side at a call of the term."""
         matrix = self.real_filter or self.filter
         signal = self.real_signal_filter or self.signal_filter or matrix
         return _filters_now(matrix, signal, context)
@@ -100,7 +99,7 @@ class SpectralFilterMatching(Term):
 
     @cached_property
     def distance(self) -> SpectralFilterDistance:
-        """The distance that these settings stand for."""
+        """The distance that these settings define."""
         from rayd.objectives.spectral_filter_distance import SpectralFilterDistance
 
         return SpectralFilterDistance(
@@ -115,13 +114,11 @@ class SpectralFilterMatching(Term):
 
     @property
     def specs(self) -> tuple[StatisticSpec, ...]:
-        """Covariances of features, and their correlations with labels where the signal is by
-        class.
-        """
+        """Covariances of features, and their correlations with labels if the signal is by class."""
         return self.distance.specs
 
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
-        """The layers in float64 where the filter depends on what float32 rounds away."""
+        """The layers, in float64 if the filter depends on details below the rounding of float32."""
         return self.distance.precise(real, seen, context)
 
     def __call__(
@@ -132,14 +129,16 @@ class SpectralFilterMatching(Term):
 
 
 class CurriculumFilterMatching(SpectralFilterMatching):
-    """The same from block to block: a ridge that falls, and means over the blocks so far (CFM)."""
+    """Spectral filter matching with a ridge that decreases from block to block, and means over the
+    blocks so far (CFM).
+    """
 
     name = "spectral_filter"
 
     filter: FilterSettings = FilterSettings(
         schedule=FilterScheduleSettings(name="cosine", over="blocks")
     )
-    """Filter of the correlations of features: a ridge that falls from block to block."""
+    """Filter of the correlations of features: a ridge that decreases from block to block."""
     updating: bool = True
     """Whether statistics of synthetic images are means over the blocks so far."""
 

@@ -18,29 +18,29 @@ once with g the signal itself,
     w, v   weights, 1
 
 Norms are not squared, the second one too is over all entries, and all layers have the same weight.
-The filter decides whose objective it is: all-pass leaves the signals alone (DM); low-pass on the
-matrices beside all-pass on the signals is DC; a ridge is FRePo and KIP, and with a schedule CFM.
+The filter determines the method: all-pass compares only the signals (DM); low-pass for the matrices
+with all-pass for the signals is DC; a ridge is FRePo and KIP, and with a schedule CFM.
 
-MTT has two sides (Eq. 10). Weights W of a linear regression on S, by P gradient steps of size a from
-W_0, are (I - a C')^P W_0 + a sum_{i<P} (I - a C')^i S', and an expert's, by Q steps of size b, the
-same of the real side. What multiplies W_0 is compared as matrices, with f' = `GradientStep`(a, P) and
-f = `GradientStep`(b, Q), and the rest as signals, with `GradientSum` of the same arguments.
+For MTT, the two sides have different filters (Eq. 10). Weights W of a linear regression on S, by P
+gradient steps of size a from W_0, are (I - a C')^P W_0 + a sum_{i<P} (I - a C')^i S', and an
+expert's, by Q steps of size b, the same of the real side. What multiplies W_0 is compared as
+matrices, with f' = `GradientStep`(a, P) and f = `GradientStep`(b, Q), and the rest as signals, with
+`GradientSum` of the same arguments.
 
 **Paper and released code differ.**
 
-- The signal of the paper is by class, which is the default; the code's default is the global mean
-  (`mean`). Labels that a teacher gives (the code's `mix`) are left out.
-- The theory of the paper is of correlations that are not centred; CFM, in paper and code, takes the
-  covariance.
-- A signal by class holds how often the class is. Synthetic sets are balanced where real ones may
-  not be, and a block may lack classes, so each class counts here as often as among the real images;
-  in balanced data that changes nothing.
-- The code's real side is the mean of the covariances inside batches, which lacks the part between
-  them. Here it is that of the whole set, whatever the batches.
+- The paper's signal is by class, which is the default; the code's default is the global mean
+  (`mean`). Labels by a teacher (the code's `mix`) are not implemented.
+- The paper's theory is about uncentred correlations; CFM, in paper and code, uses the covariance.
+- A signal by class depends on the class's frequency. Synthetic sets are balanced while real ones
+  may not be, and a block may lack classes, so each class is given here the frequency that it has
+  among the real images; for balanced data this has no effect.
+- The code's real side is the mean of the covariances within batches, which lacks the part between
+  them. Here it is the covariance of the whole set, independent of batches.
 
-**Precision.** Synthetic statistics are in the precision of the features. Where a filter depends on
+**Precision.** Synthetic statistics are in the precision of the features. If a filter depends on
 details that float32 cannot distinguish from rounding (a ridge below about 1e-5 of the largest
-eigenvalue), the layers concerned are worked on in float64.
+eigenvalue), the affected layers are computed in float64.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ ROUNDING = 100 * torch.finfo(torch.float32).eps
 
 
 def distances(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Sum over layers of the Euclidean distance of all entries of matrices (k, ., .): gradient zero
-    where they are equal.
+    """Sum over layers of the Euclidean distance of all entries of matrices (k, ., .), with gradient
+    zero where they are equal.
     """
     apart: Tensor = torch.linalg.vector_norm(synthetic - real, dim=(1, 2))
     return apart.sum()
@@ -94,17 +94,18 @@ class SpectralFilterDistance:
         updating: bool = False,
         tap: LayerRole = LayerRole.CONV_PATH,
     ):
-        """Match through filters.
+        """Configure the distance.
 
         Args:
-            filters: those of a call: a function of the context's `progress`, `block` and `blocks`.
-            real_filters: those of the real side, where they differ from the synthetic side's.
-            signal: by class or the mean.
-            filter_weight: of the distance of the filtered matrices, the w.
-            signal_weight: of the distance of the signals, the v.
-            updating: whether statistics are averaged over blocks; needs a method whose blocks
-                follow one another.
-            tap: which layers.
+            filters: filters of a call, a function of the context's `progress`, `block` and
+                `blocks`.
+            real_filters: filters of the real side, if they differ from the synthetic side's.
+            signal: signal by class or its mean.
+            filter_weight: weight w of the distance of the filtered matrices.
+            signal_weight: weight v of the distance of the signals.
+            updating: whether statistics are averaged over blocks; needs a method with sequential
+                blocks.
+            tap: role of the layers.
 
         Raises:
             ValueError: a weight is negative, or both are 0.
@@ -120,7 +121,7 @@ class SpectralFilterDistance:
         self._weights = (filter_weight, signal_weight)
         self._updating = updating
         self.matrices = StatisticSpec(tap, Channels(), Pooled(Covariance))
-        """The correlations of features with features that go through the filters."""
+        """The correlations of features with features, which are filtered."""
         self._signals = (
             StatisticSpec(tap, Channels(), LabelCorrelation)
             if signal == "class" and signal_weight > 0
@@ -135,7 +136,7 @@ class SpectralFilterDistance:
         """Weighted sum of the distances of all layers; labels are class indices (N,).
 
         Raises:
-            RunError: the features are not finite any more.
+            RunError: the features are no longer finite.
             ConfigError: the filter's gradient steps diverge.
         """
         groups = self._factors(real).groups
@@ -170,7 +171,7 @@ class SpectralFilterDistance:
     def _synthetic(
         self, real: RealStatistics, seen: Observation, labels: Tensor, class_counts: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Covariances (d, d) and signals (m, d), one a layer."""
+        """Covariances (d, d) and signals (m, d), one per layer."""
         covariances = cast(
             tuple[Covariance, ...], self.matrices.of(seen, labels, real[self.matrices])
         )
@@ -192,18 +193,18 @@ class SpectralFilterDistance:
     def _times_held(
         self, mean: RunningMeans, labels: Tensor, class_counts: Tensor | None
     ) -> Tensor | None:
-        """Factors of the rows of averaged signals (m, 1): blocks over blocks that hold the class; None
-        where all are 1.
+        """Factors of the rows of averaged signals (m, 1): number of blocks divided by that of
+        blocks with the class; None if all are 1.
 
-        A row is the class's alone, at the frequency that the class has among the real images, so
-        that its mean is that over the blocks that hold the class; in the others it is zero.
+        A row belongs to one class, at its frequency among the real images, so its mean is taken
+        over the blocks with this class; in the other blocks it is zero.
         """
         if self._signals is None or class_counts is None:
             return None
         present = on_host(labels).bincount(minlength=len(class_counts)) > 0
         held = (mean("holds", present.double()) * mean.count).round()
         if bool((held == mean.count).all()):
-            # every block holds every class, as where a block is one image of each
+            # every block has every class, as with blocks of one image of each
             return None
         factors = mean.count / held.clamp(min=1)
         if labels.device.type == "mps":
@@ -211,7 +212,7 @@ class SpectralFilterDistance:
         return upload(factors, labels.device).unsqueeze(-1)
 
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
-        """The same, in float64 where a filter depends on details that float32 would round away."""
+        """The same, in float64 if a filter depends on details below the rounding of float32."""
         filters = (*self.filters(context), *self._real_filters(context))
         return self._in_precision(real, seen, filters)
 
@@ -229,7 +230,7 @@ class SpectralFilterDistance:
         return replace(seen, layers={**seen.layers, self.matrices.layer_role: tuple(layers)})
 
     def _factors(self, real: RealStatistics) -> Factors:
-        """The factors of these statistics, kept as long as they live."""
+        """The factors of these statistics, cached during their lifetime."""
         matrices = cast(tuple[Covariance, ...], real[self.matrices])
         signals = (
             None
@@ -247,13 +248,13 @@ def _filtered(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -
         return through(filters, matrices, signals)
     except ValueError as error:
         raise RunError(
-            "The features of the synthetic images are not finite any more; lower synthesis.learning_rate, or "
-            "terms.spectral_filter.filter.alpha where the filter takes gradient steps."
+            "The features of the synthetic images are no longer finite; lower synthesis.learning_rate, or "
+            "terms.spectral_filter.filter.alpha if the filter takes gradient steps."
         ) from error
 
 
 def _as_frequent(labels: Tensor, class_counts: Tensor) -> Tensor:
-    """Factors of the signals of the classes (m,) that give each the frequency it has among the real
+    """Factors (m,) of the classes' signals that give each class its frequency among the real
     images.
     """
     numbers = on_host(labels)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class StatisticTerm(Term):
     """Sum over layers of a distance between two statistics.
 
-    A subclass says which statistic (`spec`) and which distance (`distance`).
+    A subclass defines the statistic (`spec`) and the distance (`distance`).
     """
 
     splits = True
@@ -37,7 +37,7 @@ class StatisticTerm(Term):
         return (self.spec,)
 
     def layers(self) -> slice:
-        """Which of the layers count."""
+        """Select the layers to compare."""
         return slice(None)
 
     def __call__(
@@ -51,11 +51,11 @@ class StatisticTerm(Term):
         theirs = real[spec][layers]
         ours = spec.of(seen, labels, real[spec])[layers]
         distances = [self.distance(one, other) for one, other in zip(theirs, ours, strict=True)]
-        # zero, with a graph, for a network that has none of the layers
+        # zero, with a graph, if the network has none of the layers
         return torch.stack(distances).sum() if distances else seen.logits.sum() * 0
 
 
 def class_sum(distances: Tensor, real: Any, synthetic: Any) -> Tensor:
-    """Sum of distances by class (C,) over the classes of which both statistics hold samples."""
+    """Sum of distances by class (C,) over the classes of which both statistics have samples."""
     both: Tensor = (real.count > 0) & (synthetic.count > 0)
     return (distances * both).sum()

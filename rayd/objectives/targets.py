@@ -1,7 +1,7 @@
 """Targets of the moments of synthetic images, derived from one observer's real statistics, once.
 
-All layers stand side by side, as one table: a column for each feature of each layer, D in all; a
-row for each class that a block of images holds, K of them, or one row for all classes together.
+All layers are concatenated into one table: a column for each feature of each layer, D in total, and
+a row for each of the K classes in a block of images, or one row for all classes together.
 """
 
 from __future__ import annotations
@@ -30,58 +30,56 @@ class Target(NamedTuple):
 
 
 class ClassTargets:
-    """Targets for the classes that a block of images holds."""
+    """Targets for the classes in a block of images."""
 
     def __init__(self, statistics: Sequence[Moments], labels: Tensor, inside: bool):
-        """The rows of these classes.
+        """Compute the rows of these classes.
 
         Args:
-            statistics: of the real images, one a layer.
+            statistics: statistics of the real images, one per layer.
             labels: class indices (N,).
-            inside: whether the variance is the part inside images alone.
+            inside: whether the variance is only the part inside images.
         """
         present, self.rows = present_classes(labels)
-        """Which row each image belongs to (N,)."""
+        """Index of each image's row (N,)."""
         parts = [statistic.rows(present) for statistic in statistics]
         count = parts[0].count.to(parts[0].mean.dtype)
-        # relative to the largest, so that classes of equal size have exactly 1 / K each
+        # relative to the largest, so that classes of equal size have weights of exactly 1 / K
         size = count / count.max().clamp(min=1)
         mean = torch.cat([part.mean for part in parts], 1)
         variance = torch.cat(
             [part.within_variance if inside else part.variance for part in parts], 1
         )
         self.each = Target(mean, variance, size / size.sum().clamp(min=1))
-        """One row a class, weighed by its share of the real images of these classes; classes
-        without real images have no weight.
+        """One row per class, weighted by its share of the real images of these classes; classes
+        without real images have weight 0.
         """
 
     @cached_property
     def average(self) -> Target:
-        """The average over the images of their classes' rows (one row)."""
+        """One row: the average over the images of their classes' rows."""
         images = class_sizes(self.rows, len(self.each.share)) * self.each.share.sign()
         weight = (images / images.sum().clamp(min=1)).unsqueeze(0)
         return Target(weight @ self.each.mean, weight @ self.each.variance, weight.new_ones(1))
 
 
 class Targets:
-    """Everything derived from one observer's real statistics. It does not keep them alive."""
+    """Everything derived from one observer's real statistics, without a reference to them."""
 
     def __init__(self, statistics: Sequence[Moments], inside: bool):
-        """Targets of these statistics, one a layer; `inside` as for `ClassTargets`."""
+        """Targets of these statistics, one per layer; `inside` as for `ClassTargets`."""
         self.sources = Sources(statistics)
-        """What they were made of."""
+        """References to the statistics."""
         self._inside = inside
         self._block: tuple[tuple[int, ...], ClassTargets] | None = None
         self.widths = [statistic.mean.shape[1] for statistic in statistics]
-        """Columns of each layer."""
+        """Number of columns of each layer."""
         self.plan: tuple[Tensor, Tensor] | None = None
-        """Which layer each column belongs to, one-hot, and weights of the layers, where all of them
-        are compared.
-        """
+        """One-hot layer of each column, and weights of the layers, for comparing all of them."""
 
     @cached_property
     def everything(self) -> Target:
-        """All classes together (one row): the variance holds the part between classes."""
+        """One row for all classes together; the variance includes the part between classes."""
         pooled = [statistic.pooled() for statistic in self._statistics]
         mean = torch.cat([statistic.mean for statistic in pooled], 1)
         return Target(
@@ -90,7 +88,7 @@ class Targets:
 
     def classes(self, labels: Tensor) -> ClassTargets:
         """Targets for the classes of a block with these labels (N,); those of the last block are
-        kept.
+        cached.
         """
         key = derived(labels, "as a tuple", lambda: tuple(on_host(labels).tolist()))
         if self._block is None or self._block[0] != key:

@@ -1,9 +1,10 @@
-"""Terms of an objective, and what they are given.
+"""Base class of the terms of an objective, and their context.
 
 An objective is a weighted sum of terms. A term maps an observer's output on the synthetic images
 (an `Observation`) and, where it compares with the real data, statistics of the same observer's
 output on them, to a scalar. It declares the statistics that it needs; the engine measures them
-once, over the whole real set, or samples them, as the recipe has it: that makes no difference to the term.
+once, over the whole real set, or computes them on sampled batches, depending on the recipe; for the
+term this makes no difference.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def _no_average() -> Any:
 
 
 RealStatistics: TypeAlias = "Mapping[StatisticSpec, tuple[Statistic, ...]]"
-"""Statistics of the real data by need, one a layer."""
+"""Statistics of the real data by specification, one per layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The real mini-batch of a step, as the observer gets it."""
+    """The real mini-batch of a step, in the form of the observer's input."""
 
     images: Tensor
     """Network input (N, C, H, W), augmented like the synthetic images."""
@@ -56,15 +57,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything that a term may depend on beside the images of the step."""
+    """Everything that a term may depend on besides the images of the step."""
 
     generator: Callable[[str], torch.Generator] = _no_draws
-    """A private generator for a purpose; equal in every repetition of the step."""
+    """Returns a private generator for a purpose, with the same state whenever the step is repeated.
+    """
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """State of the term from call to call, for this observer and this block of images: read it,
-    and write the new values. Tensors in it are without graph and must not be changed in place.
-    They may be on the host while the images are on a GPU, as after a resume or where another worker
-    computed the last step: move what you read, e.g. `kept.to(features)`.
+    """State of the term between calls, for this observer and this block of images, to be read and
+    updated. Its tensors must have no graph and must not be modified in place. They may be on the
+    host while the images are on a GPU, for example after a resume or if another worker computed the
+    last step, so move them when reading, e.g. `kept.to(features)`.
     """
     average_logits: Callable[[], Tensor] = _no_average
     """Logits (N, classes) of the moving average of the images, under the same view, without
@@ -75,23 +77,24 @@ class Context:
     graph; for terms with an `averaging` decay.
     """
     accuracy: float | Tensor = 0.0
-    """Fraction of the real training images that the observer gets right, a number or a scalar on a
-    device; 0 for one that was not trained.
+    """Fraction of the real training images that the observer classifies correctly, a number or a
+    scalar tensor; 0 for an untrained one.
     """
     progress: float = 0.0
     """Share of the block's steps that are done, in [0, 1)."""
     step: int = 0
-    """The step of the block, from 0."""
+    """Index of the step of the block, from 0."""
     block: int = 0
-    """Which block of images, from 0."""
+    """Index of the block of images, from 0."""
     blocks: int = 1
-    """Blocks in all. Where a method's blocks follow one another (`sequential`), a block's first
-    call finds in `memory` what the last call of the block before left there.
+    """Number of blocks. If a method's blocks are sequential (`sequential`), the `memory` of a
+    block's first call is that of the last call of the previous block.
     """
     class_counts: Tensor | None = None
-    """Real images of each class of the training split (classes,); always given in a run."""
+    """Number of real images of each class in the training split (classes,); always given in a run.
+    """
     network: nn.Module | None = None
-    """The observer's network, frozen; a term must leave it as it is."""
+    """The observer's network, frozen; a term must not modify it."""
     batch: Batch | None = None
     """The real mini-batch, for terms that need it."""
 
@@ -99,7 +102,7 @@ class Context:
         """Network and real mini-batch.
 
         Raises:
-            RuntimeError: they did not come: the term must have `needs_batch`.
+            RuntimeError: they are missing, as the term does not have `needs_batch`.
         """
         if self.network is None or self.batch is None:
             raise RuntimeError("There is no real mini-batch: the term must have 'needs_batch'.")
@@ -109,28 +112,29 @@ class Context:
 class Term(Settings, ABC):
     """One summand of an objective: its settings, with its mathematics as a method.
 
-    The fields of its class are what `terms.<name>` of a recipe may hold. Recipes are read without
-    torch, so modules of terms import it, and what needs it, inside their functions.
+    The fields of its class are the settings `terms.<name>` of a recipe. Recipes are read without
+    torch, so modules of terms import it, and modules that need it, inside their functions.
     """
 
     name: ClassVar[str]
     """Name in recipes (`terms.<name>`) and logs."""
     former_name: ClassVar[str] = ""
-    """Name in checkpoints of the version before, where that was another."""
+    """Name in checkpoints of the previous version, if it was different."""
     for_any_method: ClassVar[bool] = False
     """Whether recipes may add it to the objective of a method that does not have it."""
     through: ClassVar[NetworkGroup] = "observers"
-    """Which networks it is computed in."""
+    """Group of networks in which it is computed."""
     needs_classes: ClassVar[bool] = False
-    """Whether these networks must know the classes, that is be trained on the real data."""
+    """Whether these networks must know the classes, i.e. be trained on the real data."""
     needs_batch: ClassVar[bool] = False
-    """Whether it takes a real mini-batch itself, not a statistic; only `real: sampled` has one."""
+    """Whether it needs a real mini-batch itself, not a statistic; only with `real: sampled`."""
     splits: ClassVar[bool] = False
-    """Whether the images of a step may be in parts (`synthesis.split`): it reads logits, features
-    and statistics alone (see `rayd.objectives.batch_parts`), and goes through the network only once.
+    """Whether the images of a step may be split into parts (`synthesis.split`): the term must read
+    only logits, features and statistics (see `rayd.objectives.batch_parts`), and must not forward
+    images through the network itself.
     """
     learns_labels: ClassVar[bool] = False
-    """Whether it accepts rows of probabilities for labels, and has a gradient for them."""
+    """Whether it accepts rows of probabilities as labels, and has a gradient for them."""
     registry: ClassVar[dict[str, type[Term]]] = {}
     """The terms that recipes may add to the objective of any method, by name."""
 
@@ -156,25 +160,26 @@ class Term(Settings, ABC):
 
     @property
     def optional(self) -> frozenset[LayerRole]:
-        """Which of all these layers a network may lack; the term then does without."""
+        """Layers that a network may lack; the term is then computed without them."""
         return frozenset()
 
     @property
     def averaging(self) -> float | None:
-        """Decay of the moving average of the synthetic images that it compares with; None where it
+        """Decay of the moving average of the synthetic images with which it compares; None if it
         needs none.
         """
         return None
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that gives the term nothing to work on (a ConfigError that says what to
-        use instead).
+        """Raise a ConfigError, which says what to use instead, for a recipe in which the term
+        cannot be computed.
         """
         return
 
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
-        """An observer's output in the precision in which the term takes its statistics: that of the
-        features, unless the term needs more. Parts of the images (`splits`) are summarised in it.
+        """An observer's output in the precision in which the term computes its statistics: that of
+        the features, unless the term needs a higher one. It is also used for summaries of parts of
+        the images (`splits`).
         """
         return seen
 
@@ -189,5 +194,5 @@ class Term(Settings, ABC):
             real: statistics of the real data, those of `specs` among them.
             seen: an observer's output on the synthetic images.
             labels: class indices (N,), or rows of probabilities where the term `learns_labels`.
-            context: what it may depend on besides.
+            context: everything else that it may depend on.
         """

@@ -1,5 +1,5 @@
-r"""Trajectory matching: a student trained on synthetic images is to end where an expert did that was
-trained on real ones.
+r"""Trajectory matching: a student trained on synthetic images should reach the parameters of an
+expert trained on real ones.
 
 George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset
 Distillation by Matching Training Trajectories" (MTT), CVPR 2022. From an expert's parameters after
@@ -10,23 +10,24 @@ epoch t, a student takes N steps of gradient descent:
     loss = || theta_N - theta*_{t+M} ||^2 / || theta*_t - theta*_{t+M} ||^2
 
     theta*  parameters of an expert, one vector (P,)      X_i, Y_i  the images (B, C, H, W) of step i and their labels
-    f       the network, logits (B, classes)              A_i       augmentation, drawn anew for every step (DSA)
+    f       the network, logits (B, classes)              A_i       augmentation, redrawn in every step (DSA)
     alpha   step size of the student, learned             M         epochs of the expert that the N steps stand for
 
-The loss is 1 if the student has come no nearer to its target, 0 if it has arrived. Its gradient by
-images, labels and step size goes through all N steps, and is computed in one of three ways:
+The loss is 1 if the student has not come closer to its target, 0 if it has reached it. Its gradient
+with respect to images, labels and step size goes through all N steps, and is computed in one of
+three ways:
 
 `full`      backpropagation through the unrolled steps, as in MTT: all their graphs are in memory at
             once.
 `reverse`   the same gradient with the memory of one step. The steps are taken without graph, keeping
-            the N vectors theta_i. Then, from last to first, the graph of one step is made again, and
+            the N vectors theta_i. Then, from last to first, the graph of one step is rebuilt, and
             the adjoint lambda (P,) is propagated back through it:
 
                 lambda_N = d loss / d theta_N              lambda_i = lambda_{i+1} - alpha (d g_i / d theta_i)^T lambda_{i+1}
                 d loss / d X_i = -alpha (d g_i / d X_i)^T lambda_{i+1}, and likewise for labels
                 d loss / d alpha = -sum_i <g_i, lambda_{i+1}>
 
-            As g_i is made again with its graph, all three are one backward pass through that graph.
+            As g_i is rebuilt with its graph, all three take one backward pass through that graph.
 `truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset
             Distillation to ImageNet-1K with Constant Memory", ICML 2023). With G = sum_i g_i and
             D = || theta_0 - theta* ||^2,
@@ -34,19 +35,19 @@ images, labels and step size goes through all N steps, and is computed in one of
                 d loss / d X_i = (2 / D) (alpha (theta* - theta_0) + alpha^2 G)^T d g_i / d X_i
 
             which is the sweep above with lambda_i = lambda_N throughout: the effect of X_j on theta_i
-            for j < i is left out. So it is **not** the gradient of the loss, except for N = 1. It
+            for j < i is neglected. So it is **not** the gradient of the loss, except for N = 1. It
             saves the propagation through the parameters.
 
-**Paper and released code differ.** TESLA's code doubles a tuple of gradients instead of the gradients
-in it, so it computes half of the printed formula, which is the one here: with TESLA's published
-settings, halve the step size of the images.
+**Paper and released code differ.** TESLA's code doubles a tuple of gradients instead of the
+gradients in it, so it computes half of the printed formula, which is used here: with TESLA's
+published settings, halve the step size of the images.
 
-MTT's step size is unconstrained, and may become negative. Here it is learned as its logarithm
+MTT's step size is unconstrained, and may become negative. Here, its logarithm is learned
 (`rayd.synthetic.learned_step_size`); this module takes the step size itself.
 
 Labels are class indices or rows of probabilities. DATM (Ziyao Guo et al., "Towards Lossless Dataset
 Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024) learns logits of labels and has
-CE(f, softmax(label)): the softmax is the synthetic set's own, as training on it takes rows of
+CE(f, softmax(label)): the softmax is applied by the synthetic set, as training on it takes rows of
 probabilities.
 
 Use `reverse`, unless memory does not matter: `full` is somewhat faster, as it needs each step's
@@ -73,7 +74,7 @@ View = Callable[[Tensor], Tensor]
 """Augmentation of images (B, C, H, W), differentiable, the same in every call."""
 InnerLoss = Callable[[Tensor, Tensor], Tensor]
 """From logits (B, classes) and labels, indices (B,) or rows (B, classes), to the scalar that the
-student descends.
+student minimises.
 """
 Way = Literal["reverse", "full", "truncated"]
 """Ways to compute the gradient; see the head of this module."""
@@ -84,7 +85,7 @@ class InnerStep:
     """The batch of one step of a student."""
 
     rows: Tensor
-    """Which of the images, int64 (B,), each at most once."""
+    """Indices of the images, int64 (B,), without duplicates."""
     operations: tuple[Operation, ...] = ()
     """Their augmentation: operations one after another, each differentiable and the same in every
     call.
@@ -124,18 +125,19 @@ def trajectory_loss(
     """Distance of a student from an expert after its steps: a scalar, differentiable once in images,
     labels and step size.
 
-    It is computed in the precision and on the device of the vectors. With `reverse` and `truncated`
-    the gradient is computed in the backward pass, so a loss without one costs the steps alone.
+    It is computed in the precision and on the device of the vectors. With `reverse` and
+    `truncated`, the gradient is computed in the backward pass, so without one, the loss costs only
+    the steps.
 
     Args:
         student: the network.
         segment: start and target of the student.
         steps: its batches, step by step.
-        images: of the synthetic set, normalised (n, C, H, W).
+        images: images of the synthetic set, normalised (n, C, H, W).
         labels: class indices (n,), or rows of probabilities (n, classes), which may be learned.
-        step_size: of the student, a positive scalar, which may be learned.
-        way: to the gradient.
-        inner_loss: what the student descends.
+        step_size: step size of the student, a positive scalar, which may be learned.
+        way: algorithm for the gradient.
+        inner_loss: loss that the student minimises.
     """
     task = _Task(student, segment, _on_device(steps, images.device), inner_loss)
     if way == "full":
@@ -145,8 +147,8 @@ def trajectory_loss(
 
 
 def useful(loss: Tensor, limit: float | None = None) -> Tensor:
-    """Whether losses are of use, elementwise: finite, and not above a limit (DATM skips steps above
-    1 or so).
+    """Whether losses are usable, elementwise: finite, and not above a limit (DATM skips steps above
+    about 1).
 
     >>> losses = torch.tensor([0.9, 1.1, float("nan")])
     >>> useful(losses, 1.0).tolist(), useful(losses).tolist()
@@ -165,19 +167,18 @@ def inner_steps(
 ) -> tuple[InnerStep, ...]:
     """Draw the batches of a student, and their augmentation.
 
-    As in the released code of MTT, batches are cut from a permutation of the images, and from a new
-    one where it is used up; the last batch of a permutation may be smaller. (The code takes batches
-    from the end of the permutation, so that there the smaller one is the first.) One operation of the
-    augmentation is drawn a step, with parameters of its own for every image.
+    As in the released code of MTT, batches are taken from a permutation of the images, and from a
+    new one once it is used up; the last batch of a permutation may be smaller. (The code takes
+    batches from the end of the permutation, so that the smaller one comes first.) One operation of
+    the augmentation is drawn per step, with separate parameters for every image.
 
     Args:
-        count: images of the synthetic set, n.
-        batch_size: images of a step; all of them, in order, where it is absent or not smaller than
-            n.
-        steps: N.
+        count: number of images of the synthetic set, n.
+        batch_size: number of images of a step; all of them, in order, if it is None or at least n.
+        steps: number of steps, N.
         size: (height, width) of the images.
         draws: a private generator on the CPU.
-        augmentation: absent for none.
+        augmentation: augmentation of the images, or None.
 
     >>> drawn = inner_steps(5, 2, 4, (8, 8), torch.Generator().manual_seed(0))
     >>> [len(step.rows) for step in drawn], sorted(torch.cat([step.rows for step in drawn[:3]]).tolist())
@@ -199,7 +200,7 @@ def inner_steps(
 
 
 def _on_device(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep, ...]:
-    """The steps with their rows on a device, by a single copy for all of them."""
+    """Move the rows of the steps to a device, in a single copy."""
     if device.type == "cpu" or not steps:
         return tuple(steps)
     rows = upload(torch.cat([step.rows for step in steps]), device)
@@ -219,7 +220,7 @@ class _Task:
     def gradient(
         self, step: InnerStep, vector: Tensor, images: Tensor, labels: Tensor, *, create_graph: bool
     ) -> Tensor:
-        """g_i (P,) for the images (B, C, H, W) of a step, with its graph if that is wanted."""
+        """g_i (P,) for the images (B, C, H, W) of a step, optionally with its graph."""
         loss = self.inner_loss(self.student(vector, step.view(images)), labels)
         return torch.autograd.grad(loss, vector, create_graph=create_graph)[0]
 
@@ -290,12 +291,12 @@ class _Sweep:
 
         Args:
             vectors: theta_0 to theta_N.
-            outer: gradient of the outer loss by this one, a scalar.
+            outer: gradient of the outer loss with respect to this one, a scalar.
         """
         start, target = self._task.segment
         adjoint = outer * 2 * (vectors[-1] - target) / (start - target).square().sum()
         for index in reversed(range(len(self._task.steps))):
-            # the gradient by the start is not used
+            # the gradient with respect to the start is not used
             with_adjoint = index > 0 and not self._truncated
             change = self._back(self._task.steps[index], vectors[index], adjoint, with_adjoint)
             adjoint = adjoint if change is None else adjoint + change
@@ -326,7 +327,7 @@ class _Sweep:
         with torch.enable_grad():
             gradient = self._task.gradient(step, vector, images, labels, create_graph=True)
         self.by_step_size -= (gradient.detach() @ adjoint).view_as(self._step_size)
-        # a gradient may be constant in one of them: that of a network that is nothing but a bias
+        # a gradient may be constant in one of them, e.g. that of a network that consists of a bias
         # does not depend on the images
         gradients = torch.autograd.grad(
             gradient, inputs, -self._step_size * adjoint, materialize_grads=True

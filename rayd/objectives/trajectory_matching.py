@@ -1,9 +1,9 @@
-"""The objective of methods that match trajectories: students that follow experts, each from an
-epoch of its own.
+"""The objective of methods that match trajectories: students that follow experts, each from its own
+start epoch.
 
-In every step of the synthesis some students are sent after an expert each
-(`TrajectorySettings.per_step`). Whom a student follows, from which epoch, and on which batches it
-learns, is drawn here; how its gradient is found is the business of `rayd.objectives.trajectory`.
+In every step of the synthesis, some students follow an expert each (`TrajectorySettings.per_step`).
+This module draws the expert, the start epoch and the batches of a student;
+`rayd.objectives.trajectory` computes its gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrajectoryObjective:
     last: int
     """The latest epoch from which an expert can be followed for `settings.epochs`."""
     total: int
-    """Steps of the synthesis, for curricula."""
+    """Number of steps of the synthesis, for curricula."""
 
     def starts(self, step: int) -> range:
         """The epochs from which students may start in a step of the synthesis, from 0."""
@@ -48,7 +48,7 @@ class TrajectoryObjective:
                 return rising_start(0, chosen.most, chosen.most, 1, chosen.least, self.last)
 
     def draw(self, step: int, draws: Generator) -> tuple[int, int]:
-        """Whom a student of a step follows, from which epoch: both uniformly."""
+        """Draw the expert and the start epoch of a student, both uniformly."""
         starts = self.starts(step)
         expert, place = (
             int(torch.randint(count, (1,), generator=draws))
@@ -65,16 +65,16 @@ class TrajectoryObjective:
         step_size: Tensor,
         draws: Generator,
     ) -> Tensor:
-        """Final distance of a student from its expert: a scalar, differentiable once in images,
-        labels and step size.
+        """Final distance of a student from its expert, a scalar that is differentiable once in
+        images, labels and step size.
 
         Args:
             student: the network.
-            segment: of the expert's trajectory.
-            images: of the synthetic set (n, C, H, W).
+            segment: segment of the expert's trajectory.
+            images: images of the synthetic set (n, C, H, W).
             labels: of the images, class indices (n,) or rows of probabilities (n, classes).
-            step_size: of the student, a positive scalar.
-            draws: of its batches and their views.
+            step_size: step size of the student, a positive scalar.
+            draws: generator of its batches and their views.
         """
         chosen = self.settings
         size = (images.shape[2], images.shape[3])

@@ -1,8 +1,9 @@
-"""Recipes by name: one YAML file a table, with a cell for each number of the paper's.
+"""Recipes by name: one YAML file per table, with a cell for each number of the paper.
 
-A recipe is the method's defaults, what its file stands on (`base`, see `rayd.recipes.tables`), the
-file or cell itself, and overrides, laid on each other in this order and validated as one. What a
-layer says of a variant that a later one leaves is dropped; what the last one says must count.
+A recipe consists of layers that are merged in this order and validated as a whole: the method's
+defaults, the bases of its file (`base`, see `rayd.recipes.tables`), the file or cell itself, and
+overrides. Settings of a variant that a later layer replaces are dropped; every setting of the last
+layer must have an effect.
 """
 
 from __future__ import annotations
@@ -83,19 +84,19 @@ class Headline(Settings):
 
     @property
     def published(self) -> PaperResult | None:
-        """Published accuracy of the recipe as it stands, by its own students; None without one."""
+        """Published accuracy of the unmodified recipe, by its own students; None without one."""
         return own_result(self.paper)
 
 
 def headlines(
     method: str | None = None, data: str | None = None, measured: bool = False
 ) -> list[Headline]:
-    """The built-in recipes at a glance, in the order of `names`; their methods are not built.
+    """Overview of the built-in recipes, in the order of `names`, without building their methods.
 
     Args:
-        method: of which method; absent: of all.
-        data: of which data; absent: of all.
-        measured: those alone that have a result of ours.
+        method: select recipes of a method; None for all.
+        data: select recipes of a data set; None for all.
+        measured: select only recipes with a result of ours.
 
     Raises:
         ConfigError: there is no such method, or no recipe of such data.
@@ -121,18 +122,18 @@ def _headline(name: str) -> Headline:
 
 
 def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The whole recipe: method's defaults, bases, file, overrides.
+    """Assemble a whole recipe from the method's defaults, bases, file and overrides.
 
-    Where overrides change the method, the data or the budget, the result is another cell of the
-    table: it loses the recipe's numbers, and is named by what it is.
+    If overrides change the method, the data or the budget, the result is a different cell of the
+    table: it loses the recipe's numbers and is named after its settings.
 
     Args:
         name_or_path: a built-in recipe or a YAML file.
         overrides: settings laid over it, nested or by dotted key.
 
     Raises:
-        ConfigError: the recipe, a base, a key, the method or a value does not exist or does not
-            fit.
+        ConfigError: the recipe, a base, a key or the method does not exist, or a value is
+            invalid.
     """
     parts = layers(name_or_path)
     tree = combined(parts)
@@ -142,7 +143,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     try:
         recipe = assemble(tree, overrides, where, parts[-1].settings)
     except ConfigError:
-        # the mistake may be in a file below this one
+        # the mistake may be in one of its bases
         check_bases(parts)
         raise
     before = cell_of(tree)
@@ -158,7 +159,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def _named_by_content(recipe: Recipe) -> str:
-    """A name as built-in recipes have it, from method, data and budget: `dm-flowers-ipc10`."""
+    """A name like those of built-in recipes, from method, data and budget: `dm-flowers-ipc10`."""
     data = data_title(recipe.data.name)
     tail = f"-lt{recipe.data.imbalance:g}" if recipe.data.imbalance > 1 else ""
     return re.sub(r"[^\w.-]+", "-", f"{recipe.method}-{data}{tail}-ipc{recipe.ipc}")
@@ -167,18 +168,17 @@ def _named_by_content(recipe: Recipe) -> str:
 def restore(
     tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe"
 ) -> Recipe:
-    """A recipe that a run wrote down, perhaps one of another version.
+    """Restore a recipe stored by a run, possibly of a different version.
 
     Args:
-        tree: the settings; those that this version does not have, or that have no effect in it, are
-            dropped.
+        tree: the settings; those that do not exist or have no effect in this version are dropped.
         overrides: as in `assemble`.
         where: as in `assemble`.
 
     Raises:
         ConfigError: as in `assemble`.
     """
-    # nothing of it is the last layer, which alone is refused where it has no effect
+    # none of it is the last layer, the only one in which settings without effect are refused
     return assemble(without_unknown(Recipe, tree), overrides, where, own={})
 
 
@@ -188,17 +188,17 @@ def assemble(
     where: str = "the recipe",
     own: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """A recipe from a mapping of settings and overrides, over the method's defaults.
+    """Build a recipe from a mapping of settings and overrides, on top of the method's defaults.
 
     Args:
         tree: the settings.
-        overrides: those laid over them, which then are the last layer.
+        overrides: settings that override them, which are then the last layer.
         where: the recipe, for messages.
-        own: the part of the tree that is the last layer where there are no overrides; absent: all.
+        own: the part of the tree that is the last layer if there are no overrides; None for all.
 
     Raises:
-        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
-            sets what has no effect.
+        ConfigError: a key or the method does not exist, a value is invalid, or a setting of the
+            last layer has no effect.
     """
     method = (overrides or {}).get("method", tree.get("method"))
     tree = with_new_names(tree, where, method)
@@ -211,7 +211,7 @@ def assemble(
         tree = merge(methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1), tree)
 
     recipe = _read(tree, where)
-    # the method comes second: its checks shall not stumble over settings that have no effect
+    # the method comes second, so that its checks do not fail on settings without effect
     for reasons in (_without_effect, lambda recipe: methods.build(recipe).unused):
         found = {key: why for key, why in reasons(recipe).items() if lookup(tree, key) is not None}
         if not found:
@@ -221,7 +221,8 @@ def assemble(
         before = recipe.model_dump(mode="json")
         after = kept.model_dump(mode="json")
         for key, reason in found.items():
-            # a file may say what holds anyway, as a run's config.yaml says everything
+            # a file may repeat values that apply anyway, as a run's config.yaml contains all
+            # settings
             counts = overrides is not None or lookup(before, key) != lookup(after, key)
             if counts and lookup(last, key) is not None:
                 raise ConfigError(f"Setting '{key}' has no effect in {where}: {reason}")
@@ -230,7 +231,7 @@ def assemble(
 
 
 def _read(tree: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that a tree stands for, with all settings of its objective."""
+    """Build the recipe of a tree, with all settings of its objective."""
     recipe = validate(Recipe, tree, where)
     method = methods.get(recipe.method)
     objective = method.read(recipe.objective).model_dump(mode="json")
@@ -239,7 +240,7 @@ def _read(tree: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _without_effect(recipe: Recipe) -> dict[str, str]:
-    """Settings that have no effect beside others, by dotted key, each with the reason."""
+    """Settings that have no effect in combination with others: reasons by dotted key."""
     method = methods.get(recipe.method)
     objective: Settings = method.read(recipe.objective)
     found = recipe.without_effect() | objective.without_effect("objective.")
@@ -249,7 +250,7 @@ def _without_effect(recipe: Recipe) -> dict[str, str]:
 
 
 def ineffective(recipe: Recipe) -> set[str]:
-    """Settings of a resolved recipe that have no effect in it, or a part of it, by dotted key.
+    """Settings, or sections, of a resolved recipe that have no effect in it, by dotted key.
 
     As overrides they would be refused.
 
@@ -260,9 +261,9 @@ def ineffective(recipe: Recipe) -> set[str]:
 
 
 def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSettings]:
-    """What the recipe says of its terms, and the values of the settings that it has anyway.
+    """The recipe's settings of its terms, and the values that they have by default.
 
-    Those are the settings that a version before resolved: a recipe's identity holds them.
+    These are the settings that an earlier version resolved, which are part of a recipe's identity.
     """
     values = {"terms": {term.name: term.model_dump(mode="json") for term in terms}}
     given = {name: one.model_dump(exclude_unset=True) for name, one in recipe.terms.items()}

@@ -8,13 +8,14 @@ from typing import Any
 from rayd.config import Recipe, flat
 
 RESULTS = frozenset({"name", "summary", "paper", "measured", "resources"})
-"""Fields in which recipes do not differ as runs."""
+"""Fields that do not affect a run."""
 
 
 def differences(base: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Settings in which a recipe differs from another, by dotted key: the other's and its own.
+    """Settings in which a recipe differs from another, by dotted key: the other's value and its
+    own.
 
-    Those that the other leaves to the machine (`auto`) are left out.
+    Settings that the other leaves to the machine (`auto`) are omitted.
 
     >>> from rayd.recipes import resolve
     >>> differences(resolve("digits"), resolve("digits", {"ipc": 5}))["ipc"]
@@ -31,7 +32,7 @@ def differences(base: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def shown(setting: Any) -> str:
-    """A setting as on the command line, without what is not set; a dash where a recipe has none.
+    """Format a setting as on the command line, without unset entries; a dash if a recipe has none.
 
     >>> shown([0.5, True]), shown(None), shown("adam"), shown([{"name": "mlp", "width": None}])
     ('[0.5, true]', '—', 'adam', '[{"name": "mlp"}]')

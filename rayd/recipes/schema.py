@@ -20,7 +20,7 @@ from rayd.objectives import Term
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BY_NAME = ("NetworkSettings", "ObserverNetworkSettings", "StudentNetworkSettings")
-"""Settings for which a bare name may stand."""
+"""Settings that a bare name may abbreviate."""
 
 
 def schema() -> dict[str, Any]:
@@ -63,11 +63,11 @@ def schema() -> dict[str, Any]:
         for field in model.model_fields.values():
             if isinstance(field.default, Settings):
                 _allow_defaults(definitions, field.default)
-    # a weight of null is the method's own
+    # a weight of null means the method's own
     for kind in set(of_terms):
         properties = definitions[_name_in(references[kind, "validation"])]["properties"]
         properties["weight"] = {"anyOf": [properties["weight"], {"type": "null"}]}
-    # a recipe names a method and data, or stands on one that does
+    # a recipe sets a method and data, or has a base that does
     recipe["anyOf"] = [{"required": ["method", "data"]}, {"required": ["base"]}]
     recipe["$schema"] = DIALECT
     recipe["title"] = "A recipe of rayd"
@@ -77,9 +77,9 @@ def schema() -> dict[str, Any]:
 
 
 def _allow_defaults(definitions: dict[str, Any], settings: Settings) -> None:
-    """Allow the values of these settings and of those inside them where they have no effect.
+    """Allow the values of these settings, and of nested ones, where they have no effect.
 
-    A model may hold settings with other defaults than theirs, as UniDD's filter does.
+    A model may contain settings with defaults that differ from their own, as UniDD's filter does.
     """
     for condition in definitions.get(type(settings).__name__, {}).get("allOf", []):
         for name, value in condition["then"]["properties"].items():
@@ -94,7 +94,7 @@ def _allow_defaults(definitions: dict[str, Any], settings: Settings) -> None:
 
 
 def _terms_of(method: str) -> dict[str, type[Term]]:
-    """The classes of the terms that a recipe of a method may have, by name."""
+    """Classes of the terms that a recipe of a method may have, by name."""
     recipe = Recipe(method=method, data=DataSettings(name="digits"))
     own = {term.name: type(term) for term in methods.get(method).objective(recipe)}
     return {**Term.registry, **own}

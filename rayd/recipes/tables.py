@@ -1,6 +1,6 @@
-"""Recipes as they are written: tables of cells, files of one's own, and what they stand on.
+"""Recipes as written: tables of cells, users' files, and their bases.
 
-A table is a file with a base, which all of its cells share, and cells that say only what differs:
+A table is a file with a base that all of its cells share, and cells that contain only what differs:
 
     about: DM with a pool of observers.
     base: {method: dm, data: cifar10, evaluation: {epochs: 1000}}
@@ -9,10 +9,10 @@ A table is a file with a base, which all of its cells share, and cells that say 
       dm-cifar10-ipc10: {ipc: 10, synthesis: {steps: 1000}}
       dm-cifar10-ipc50: {base: dm-cifar10-ipc10, ipc: 50}
 
-`base` is what settings are laid over: the name of a recipe, a file (relative to the one that names
-it), or a mapping. It may stand at the head of a table, in a cell, in place of the table's, in a
-file of one's own, and in a base that is a mapping. In the summary of a cell, `{ipc}` and
-`{data.imbalance}` stand for settings of the cell, and `{data}` for the title of its data.
+Settings override those of their `base`: the name of a recipe, a file (relative to the current one),
+or a mapping. It may be given at the head of a table, in a cell, where it replaces the table's, in a
+user's file, and in a base that is a mapping. In the summary of a cell, `{ipc}` and
+`{data.imbalance}` are replaced by settings of the cell, and `{data}` by the title of its data.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rayd.results import papers
 FOLDER = Path(str(resources.files(__package__)))
 """Folder of the tables."""
 _CELL = re.compile(r"^  ([\w.-]+):", re.MULTILINE)
-"""A cell's name, as it begins its lines in a table."""
+"""A cell's name at the beginning of its lines in a table."""
 QUICK = ("digits", "reduced")
 """Tables of recipes that need no GPU."""
 TITLES = {
@@ -55,7 +55,7 @@ TITLES = {
     "svhn": "SVHN",
     "tiny-imagenet": "Tiny-ImageNet",
 }
-"""Data as summaries call them."""
+"""Titles of data in summaries."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Layer:
     settings: Mapping[str, Any]
     """Its settings, without `base`."""
     where: str
-    """The file, and the cell, for messages."""
+    """The file and the cell, for messages."""
     source: str
-    """The name or the file of the recipe that says it."""
+    """Name or file of the recipe that contains it."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class Cell:
 
 @cache
 def _tables_by_cell() -> Mapping[str, Path]:
-    """The table that holds each cell, in alphabetical order of the cells."""
+    """The table of each cell, in alphabetical order of the cells."""
     found: dict[str, Path] = {}
     for path in FOLDER.glob("*.yaml"):
-        # names alone are read without parsing, which would take longer than all else that a
-        # command does with one recipe
+        # only names are read, as parsing would take longer than anything else that a command does
+        # with a single recipe
         _, _, text = path.read_text(encoding="utf-8").partition("\ncells:\n")
         found |= dict.fromkeys(_CELL.findall(text), path)
     return dict(sorted(found.items()))
@@ -109,7 +109,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def families() -> dict[str, list[str]]:
-    """Recipes by their table, in alphabetical order; the quick ones come first."""
+    """Recipes by table, in alphabetical order, with quick ones first."""
     found: dict[str, list[str]] = {}
     for name, path in _tables_by_cell().items():
         found.setdefault(path.stem, []).append(name)
@@ -148,37 +148,37 @@ def find(name_or_path: str | Path) -> Path:
                 "--resume."
             )
         raise ConfigError(
-            f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
-            f"digits data={text}', and a run that was interrupted is continued with --resume."
+            f"'{text}' is a directory, not a recipe; to distil your own images, use 'rayd distill "
+            f"digits data={text}', and to continue an interrupted run, use --resume."
         )
     return expanded(text) if is_file(text) else _cell(text).table
 
 
 def read(name_or_path: str | Path) -> dict[str, Any]:
-    """What a recipe says, laid over all that it stands on; defaults are not filled in.
+    """Settings of a recipe merged over its bases, without defaults.
 
     Raises:
-        ConfigError: the recipe or a base does not exist, or the bases run in a circle.
+        ConfigError: the recipe or a base does not exist, or bases are circular.
     """
     return deepcopy(combined(layers(name_or_path)))
 
 
 def layers(name_or_path: str | Path) -> list[Layer]:
-    """What a recipe is made of: what it stands on, the lowest layer first, then its own settings.
+    """Layers of a recipe: its bases, the lowest first, then its own settings.
 
     Raises:
-        ConfigError: the recipe or a base does not exist, or the bases run in a circle.
+        ConfigError: the recipe or a base does not exist, or bases are circular.
     """
     find(name_or_path)
     return _layers(str(name_or_path), Path(), "", ())
 
 
 def combined(parts: Sequence[Layer]) -> dict[str, Any]:
-    """The layers of a recipe laid on each other; they share what is not changed with the tables.
+    """Merge the layers of a recipe; unchanged parts are shared with the tables.
 
-    What a recipe is called and what was measured for it are not handed on, and papers' results stay
-    with their cell: a file that changes the method, the data or the budget drops them. Built-in
-    recipes come with the results that are kept for them (`rayd.results`).
+    A recipe's name and measured results are not inherited, and papers' results belong to their
+    cell: a file that changes the method, the data or the budget drops them. Built-in recipes
+    include their stored results (`rayd.results`).
     """
     tree: dict[str, Any] = {}
     for part in parts:
@@ -205,10 +205,10 @@ def combined(parts: Sequence[Layer]) -> dict[str, Any]:
 
 
 def check_bases(parts: Sequence[Layer]) -> None:
-    """Refuse what can be no setting of any recipe in files below the last layer.
+    """Refuse keys that are not a setting of any recipe, in files below the last layer.
 
     Raises:
-        ConfigError: names the setting and the file that holds it.
+        ConfigError: names the setting and its file.
     """
     for part in parts[:-1]:
         if is_file(part.source):
@@ -218,13 +218,13 @@ def check_bases(parts: Sequence[Layer]) -> None:
 def _layers(
     reference: object, folder: Path, where: str, above: tuple[tuple[str, str], ...]
 ) -> list[Layer]:
-    """The layers that a value of `base` stands for.
+    """Layers given by a value of `base`.
 
     Args:
         reference: the name of a recipe, a file or a mapping.
-        folder: the folder that files are relative to.
-        where: what says so, for messages; empty for what the user asked for.
-        above: what stands on it: each recipe by what identifies it, and as messages call it.
+        folder: the folder to which files are relative.
+        where: source of the reference, for messages; empty for the user's request.
+        above: recipes based on it: identifiers with their names in messages.
     """
     if isinstance(reference, Mapping):
         source = above[-1][1] if above else ""
@@ -245,7 +245,7 @@ def _layers(
         place = f"cell '{reference}' of {cell.table.name}"
     if identity in above:
         circle = [shown for _, shown in above[above.index(identity) :]] + [identity[1]]
-        raise ConfigError(f"Recipes stand on each other in a circle: {' on '.join(circle)}.")
+        raise ConfigError(f"Recipes are based on each other in a circle: {' on '.join(circle)}.")
     above = (*above, identity)
 
     if not is_file(reference):
@@ -254,12 +254,12 @@ def _layers(
     settings = read_yaml(path)
     if "cells" in settings:
         raise ConfigError(
-            f"{place} is a table of several recipes; a recipe of one's own is a file of settings "
+            f"{place} is a table of several recipes; a recipe of your own is a file of settings "
             "that may begin with 'base:'."
         )
     settings = with_new_names(settings, place)
     if settings.get("base", "") is None:
-        raise ConfigError(f"'base' in {place} is empty: name a recipe or a file, or leave it out.")
+        raise ConfigError(f"'base' in {place} is empty: name a recipe or a file, or remove it.")
     for word in ("extends", "inherits", "defaults", "parent", "include"):
         if word in settings:
             raise ConfigError(
@@ -277,17 +277,17 @@ def _with_base(
     source: str,
     above: tuple[tuple[str, str], ...],
 ) -> list[Layer]:
-    """The layers of a base, if there is one, and on them settings as they are written."""
+    """Layers of a base, if there is one, followed by the settings themselves."""
     own = {key: value for key, value in settings.items() if key != "base"}
     under = [] if base is None else _layers(base, folder, where, above)
     return [*under, Layer(own, where, source)]
 
 
 def _cell(name: str, where: str = "") -> Cell:
-    """The cell of a name.
+    """Look up a cell by name.
 
     Raises:
-        ConfigError: there is none; names the nearest, and what says so.
+        ConfigError: there is none; the message names the nearest and the source of the reference.
     """
     if name in _tables_by_cell():
         return _table(_tables_by_cell()[name])[name]
@@ -304,7 +304,7 @@ def _cell(name: str, where: str = "") -> Cell:
 
 
 def cell_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes settings a cell of a paper's table; how images are read is no part of it."""
+    """Settings that identify a cell of a paper's table; those for reading images are excluded."""
     data = merge({}, tree).get("data")
     if isinstance(data, Mapping):
         defaults = {key: field.default for key, field in DataSettings.model_fields.items()}
@@ -314,7 +314,7 @@ def cell_of(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(summary: str, tree: Mapping[str, Any]) -> str:
-    """A summary with values in place of `{ipc}` and other settings in braces."""
+    """Fill in the settings in braces, such as `{ipc}`, of a summary."""
 
     def value(found: re.Match[str]) -> str:
         key = found[1]

@@ -1,10 +1,10 @@
-"""What this code reached with its recipes: one YAML file a table, entries by the recipe's name.
+"""Results of this code with its recipes: one YAML file per table, with entries by recipe name.
 
     *.yaml            accuracies of recipes
-    applications      those of applications: continual learning, slimming
-    studies           those of studies: spaces of `tuning` whose values are all tried
-    papers            what papers print of the recipes; of studies, it is under `paper` in the spaces of
-                      `tuning`
+    applications      results of applications: continual learning, slimming
+    studies           results of studies: search spaces of `tuning` that are tried exhaustively
+    papers            published results of the recipes; those of studies are under `paper` in the
+                      search spaces of `tuning`
 
 `python -m rayd.results` writes their tables into the documentation.
 """
@@ -33,15 +33,15 @@ _IGNORED = (
     "evaluation.baselines",
     "evaluation.comparisons",
 )
-"""Settings that differ between the distillations of a command, or that change no accuracy of the
-distilled set.
+"""Settings that differ between the distillations of a command, or that do not affect the accuracy
+of the distilled set.
 """
 
 
 @cache
 def entries() -> Mapping[str, list[dict[str, Any]]]:
-    """All results by recipe, each with the fields of `rayd.config.MeasuredResult`; files in
-    alphabetical order, recipes as they stand there.
+    """All results by recipe, each with the fields of `rayd.config.MeasuredResult`; files are in
+    alphabetical order, recipes in the order of the file.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(FOLDER.glob("*.yaml")):
@@ -50,10 +50,10 @@ def entries() -> Mapping[str, list[dict[str, Any]]]:
 
 
 def read_all(folder: Path, kind: type[Kind]) -> dict[str, Kind]:
-    """The results in the YAML files of a folder, by the name of their file, in alphabetical order.
+    """The results in the YAML files of a folder, by file name, in alphabetical order.
 
     Raises:
-        ConfigError: a file does not fit its kind.
+        ConfigError: a file does not match its kind.
     """
     found = {}
     for path in sorted(folder.glob("*.yaml")):
@@ -67,7 +67,7 @@ def of(name: str) -> list[dict[str, Any]]:
 
 
 def settings(command: str) -> list[str]:
-    """The settings that a command of `rayd` gives, besides seeds and what is compared."""
+    """The settings in a command of `rayd`, without seeds and comparisons."""
     found = []
     for word in shlex.split(command):
         setting = word.rstrip(";")

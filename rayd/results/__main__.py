@@ -42,11 +42,11 @@ SCORES = (
     "LRS",
 )
 EXPLAINED = """\
-The same sets beside random images under the same labels, random images of as many bytes (*equal
-storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth) of
-DD-Ranking. A row without a recipe is the set above under hard labels; where a recipe has two rows,
-the second is another series of distillations, each with a pool of its own and with all comparisons.
-Where the whole set was learned by one student in fewer epochs, the command is among the results of
+The same sets compared with random images under the same labels, random images of as many bytes
+(*equal storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth)
+of DD-Ranking. A row without a recipe is the set above under hard labels; if a recipe has two rows,
+the second is another series of distillations, each with its own pool and with all comparisons. If a
+student was trained on the whole set for fewer epochs, the command is among the results of
 `rayd recipes NAME` (`evaluation.whole_epochs`)."""
 EQUAL = ("equal", "combined")
 """Families of the recipes that compare all methods, and combinations of them, at one budget."""
@@ -65,29 +65,29 @@ EQUAL_EXPLAINED = """\
 ## Methods on equal terms
 
 Every method with the same networks (ConvNets of width 32), a minute of synthesis on one core and the
-same students, best first; ± is over distillations, where there are several.
+same students, best first; ± is over distillations, if there are several.
 
-- *own labels*: accuracy with the learned or teachers' labels of the set, where it has any; *random*
-  beside it is that of random images with the same teachers, and with hard labels beside learned ones
-- *hard labels*: accuracy of the same students for all, by DSA's protocol with 300 epochs; *random*
-  beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
-  *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
+- *own labels*: accuracy with the learned or teachers' labels of the set, if it has any; *random* next
+  to it is that of random images with the same teachers, or with hard labels if labels are learned
+- *hard labels*: accuracy of students common to all methods, by DSA's protocol with 300 epochs;
+  *random* next to it is that of random images, *IOR* the difference, *HLR* the gap to the whole set,
+  and *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
-  without the five experts that trajectory methods share, which take 16 to 26 minutes together (30 for
+  without the five experts that trajectory methods share, which take 16 to 26 minutes in total (30 for
   DATM's, which are its own)
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
-  each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
+  each contain four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
 
-The papers spend far more than a minute: the tables compare what methods achieve in that time, not
-what they reach in the end."""
+The papers use far more than a minute: the tables compare what methods achieve in that time, not their
+final accuracy."""
 
 
 def table() -> str:
-    """Measured results as a Markdown table; those on equal terms have their own.
+    """Measured results as a Markdown table, without those on equal terms.
 
-    Of results of the same recipe and settings, the one of most distillations has a row.
+    Among results of the same recipe and settings, the one with the most distillations has a row.
     """
     rows: dict[str, list[str]] = {}
     for headline, result in _results(equal=False):
@@ -104,7 +104,7 @@ def _distillations(cells: Sequence[str]) -> int:
 
 
 def counts() -> str:
-    """How many recipes have numbers, as a sentence."""
+    """A sentence with the number of recipes that have results."""
     known = headlines()
     measured = {name for name, results in entries().items() if results}
     published = {headline.name for headline in known if headline.published}
@@ -128,7 +128,7 @@ def scores_table() -> str:
 def readme_table() -> str:
     """The scores of a recipe of each paper as a Markdown table.
 
-    Of several results of a recipe as it stands, the last one has all comparisons.
+    Among several results of an unmodified recipe, the last one has all comparisons.
     """
     rows: dict[str, list[list[str]]] = {}
     for headline, result in _results(equal=False):
@@ -145,15 +145,15 @@ def readme_table() -> str:
 
 
 def equal_terms() -> str:
-    """The methods at one budget, a Markdown table for each data set and IPC; empty if none is
-    measured.
+    """Markdown tables of the methods on equal terms, one for each data set and IPC; empty if none
+    is measured.
     """
     found: dict[str, list[MeasuredResult]] = {}
     known: dict[str, Headline] = {}
     for headline, result in _results(equal=True):
         known[headline.name] = headline
         found.setdefault(headline.name, []).append(result)
-    # students of the whole set are the same for all methods and budgets: one result has them
+    # students of the whole set are the same for all methods and budgets, so one result has them
     whole: dict[str, tuple[str, MeasuredResult]] = {}
     for name, results in found.items():
         for result in results:
@@ -183,7 +183,7 @@ def equal_terms() -> str:
 
 
 def _whole_set(name: str, result: MeasuredResult) -> str:
-    """The accuracy of the whole set, and the command that gave it, as a sentence."""
+    """A sentence with the accuracy of the whole set, and its command."""
     given = " ".join(settings(result.command))
     return f"The whole set reaches {_number(result.whole)} (`rayd distill {name} {given}`)."
 
@@ -191,18 +191,18 @@ def _whole_set(name: str, result: MeasuredResult) -> str:
 def _equal(
     method: str, results: Sequence[MeasuredResult], whole: float | None
 ) -> tuple[float, list[str]]:
-    """The accuracy by the students of all methods, and the cells of a method's row.
+    """Accuracy by the common students of all methods, and the cells of a method's row.
 
     Args:
-        method: its name, or that of a combination.
-        results: under its own protocol, and, where that differs, under the one of all methods.
-        whole: accuracy of the whole set by the students of all methods.
+        method: name of the method or combination.
+        results: results under its own protocol and, if that differs, under the common one.
+        whole: accuracy of the whole set by the common students.
     """
     own, common = results[0], results[-1]
     learned = common.hard_labels is not None
     accuracy = common.hard_labels if learned else common.accuracy
     assert accuracy is not None
-    # random images have hard labels unless a teacher's
+    # random images have hard labels unless a teacher labels them
     taught = common.random_hard_labels is not None
     random = common.random_hard_labels if taught else common.random
     std = common.hard_labels_std if learned else common.std
@@ -243,9 +243,9 @@ def _results(equal: bool) -> Iterator[tuple[Headline, MeasuredResult]]:
 
 
 def _completed(results: Sequence[MeasuredResult]) -> Iterator[MeasuredResult]:
-    """The results of a recipe, with the accuracy of the whole set where that was measured for one of
-    them: by a command with `evaluation.whole_epochs`, which has no row of its own, or else beside
-    another result. Its students are the same unless settings say otherwise.
+    """Fill in the accuracy of the whole set in the results of a recipe, if it was measured for one
+    of them: by a command with `evaluation.whole_epochs`, which has no row of its own, or together
+    with another result. Its students are the same unless settings differ.
     """
     alone = [result for result in results if _is_of_whole(result)]
     beside = [result for result in results if result.whole is not None]
@@ -263,14 +263,14 @@ def _is_of_whole(result: MeasuredResult) -> bool:
 
 
 def _with_whole(result: MeasuredResult, shared: MeasuredResult) -> MeasuredResult:
-    """A result with the accuracy of the whole set of another one, and the scores from it."""
+    """A result with the accuracy of the whole set from another one, and the resulting scores."""
     update: dict[str, float | None] = {}
     if result.whole is None:
         update["whole"] = shared.whole
     if result.whole_hard_labels is None:
         update["whole_hard_labels"] = shared.whole_hard_labels
     if result.hlr is None:
-        # HLR compares under hard labels, which a set without soft ones has anyway
+        # HLR is a comparison under hard labels, which are those of a set without soft ones
         is_soft = shared.whole_hard_labels is not None
         whole = shared.whole_hard_labels if is_soft else shared.whole
         accuracy = result.hard_labels if is_soft else result.accuracy
@@ -291,9 +291,9 @@ def _markdown(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def updated(text: str) -> str:
-    """A page with the tables of now between its marks.
+    """Update the tables between the marks of a page.
 
-    Those of applications have marks of their own, which a page may lack.
+    Tables of applications have their own marks, which a page may lack.
 
     Raises:
         ValueError: the page lacks the marks of the results.
@@ -313,7 +313,7 @@ def updated(text: str) -> str:
 
 
 def _between(text: str, begin: str, end: str, parts: Sequence[str]) -> str | None:
-    """A page with paragraphs between two marks; None if it lacks them."""
+    """Replace the paragraphs between two marks of a page; None if it lacks the marks."""
     before, first, rest = text.partition(begin)
     _, last, after = rest.partition(end)
     if not first or not last:
@@ -346,7 +346,7 @@ def _runs(seeds: str) -> str:
 def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
     """The rows of a result's scores: none, one, or one for soft and one for hard labels."""
     improvement = result.ior
-    # entries from before there were scores have the accuracies alone
+    # entries from before the introduction of scores only have accuracies
     if improvement is None and result.random is not None:
         improvement = result.accuracy - result.random
     found = (improvement, result.hlr, result.lrs, result.hard_labels, result.equal_storage)
@@ -383,12 +383,12 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
 
 
 def _name(headline: Headline, result: MeasuredResult) -> str:
-    """A recipe with the settings that its command lays over it."""
+    """A recipe's name with the overrides of its command."""
     return f"`{' '.join([headline.name, *settings(result.command)])}`"
 
 
 def _number(value: float | None, std: float | None = None) -> str:
-    """A fraction with its standard deviation, as far as they are known."""
+    """A fraction with its standard deviation, if known."""
     if value is None:
         return ""
     return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"
@@ -402,7 +402,7 @@ def _gap(value: float | None, std: float | None = None) -> str:
 
 
 def with_studies(text: str) -> str:
-    """The page of studies with the tables of now between its marks.
+    """Update the tables between the marks of the page of studies.
 
     Raises:
         ValueError: the page lacks them.
@@ -414,7 +414,7 @@ def with_studies(text: str) -> str:
 
 
 def with_papers(text: str) -> str:
-    """The README with the table of now between its marks.
+    """Update the table between the marks of the README.
 
     Raises:
         ValueError: the README lacks them.
@@ -430,11 +430,11 @@ RENEWED = (
     (PAGES / "results.md", updated),
     (PAGES / "studies.md", with_studies),
 )
-"""Files with tables, and what brings their text up to date."""
+"""Files with tables, and the functions that update their text."""
 
 
 def main() -> None:
-    """Bring all tables up to date."""
+    """Update all tables."""
     for path, renewed in RENEWED:
         path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
 

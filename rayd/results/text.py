@@ -1,4 +1,4 @@
-"""What papers report of a recipe, and beside it what this code measured, as text."""
+"""Published and measured results of a recipe, as text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rayd.config import MeasuredResult, PaperResult, Recipe
 from rayd.config.recipe import ACCURACY
 
 INDENT = "#   "
-"""Beginning of a line, a comment of YAML."""
+"""Beginning of a line, a YAML comment."""
 
 
 def results_text(recipe: Recipe, width: int = 100) -> str:
-    """Results of a recipe as comments, a line each; empty if there are none.
+    """Results of a recipe as comments, one line each; empty if there are none.
 
     Args:
         recipe: the recipe.
-        width: of the lines; longer ones are continued, indented.
+        width: maximum length of lines; longer ones are wrapped with indentation.
 
     Example:
         >>> from rayd.recipes import resolve

@@ -59,19 +59,19 @@ __all__ = [
 
 
 def get(name: str) -> type[Statistic]:
-    """The statistic of a name: that of its class, of an entry point, or `package.module:Name`.
+    """Look up a statistic by the name of its class, of an entry point, or by `package.module:Name`.
 
     >>> get("Moments") is Moments
     True
 
     Raises:
-        ConfigError: there is none, or what is named is no statistic.
+        ConfigError: there is none, or the name refers to something else.
     """
     return _find(name, Statistic, Statistic.registry, "statistic")
 
 
 def get_transform(name: str) -> Transform:
-    """The transform of a name, without settings; names are as of `get`.
+    """Look up a transform without settings, by name as in `get`, and construct it.
 
     >>> get_transform("Channels") == Channels()
     True
@@ -89,7 +89,7 @@ def get_transform(name: str) -> Transform:
 
 
 def _find(name: str, base: Any, registry: Mapping[str, type[T]], noun: str) -> type[T]:
-    """The class of a name, a subclass of `base`."""
+    """Look up a subclass of `base` by name."""
     if name in registry:
         return registry[name]
     found = plugins.find("statistics", name)

@@ -5,25 +5,25 @@ A statistic is kept per class. Symbols used in this package:
     N  samples (images)               C  classes
     s  feature vectors of one sample  d  dimension of a feature vector
 
-Real side: start from the neutral element, `update` with batch after batch in float64, `merge` the
-parts that other workers made. Synthetic side: `real.like(batch)`, differentiable in the features'
-own precision. Both take feature maps as they come, with a transform.
+Real side: start from the neutral element, `update` it with batches in float64, and `merge` the
+parts computed by other workers. Synthetic side: `real.like(batch)`, differentiable, in the
+precision of the features. Both take feature maps together with a transform.
 
 To add a statistic, write a module with a frozen dataclass that derives from `Statistic` and has
 
     fields      tensors, whose first axis is the class
     empty       class method `empty(classes, dimension)`: the neutral element. Where its size depends
                 on s as well, override `sized` instead, as `LocalCovariance` does
-    like        the same statistic of a batch; most have a class method `of(features, labels,
-                classes)` that it calls
-    merge       the statistic of two parts together; with `empty` it obeys the laws of a commutative
-                monoid, which `tests/statistics/test_laws.py` checks (add it to `EMPTY` there)
-    distance    only to be matched by name (`terms.statistic.of`): `distance(self, synthetic)`, a
+    like        the same statistic of a batch, usually by calling a class method `of(features,
+                labels, classes)`
+    merge       the statistic of two parts combined; with `empty` it must obey the laws of a
+                commutative monoid, which `tests/statistics/test_laws.py` checks (add it to `EMPTY`)
+    distance    only for matching by name (`terms.statistic.of`): `distance(self, synthetic)`, a
                 scalar; terms of a method may compare it in their own way
     properties  derived quantities (means, ...)
 
-and export it from `rayd.statistics`. It needs a kind of its own in `rayd.statistics.kinds` only if
-its neutral element takes more arguments, as frequencies that are drawn.
+and export it from `rayd.statistics`. It needs its own kind in `rayd.statistics.kinds` only if its
+neutral element takes more arguments, such as drawn frequencies.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ from rayd.statistics.transforms import Transform, Vectors, wide
 from rayd.transfer import upload
 
 VECTORS = Vectors()
-"""For features that are feature vectors (N, s, d) already."""
+"""Transform for features that already are feature vectors (N, s, d)."""
 
 
 def class_indices(labels: Tensor, samples: int, classes: int) -> Tensor:
-    """Class indices int64 (samples,), from 0 to below `classes`.
+    """Validate labels and return class indices int64 (samples,), from 0 to below `classes`.
 
-    Values are looked at on a CPU alone: on a device that would wait for it in every step.
+    Values are checked only on a CPU, as the check would wait for a device in every step.
 
     Raises:
-        ValueError: labels are no integers, of another number of samples, or out of range.
+        ValueError: labels are not integers, their number differs from `samples`, or one is out of
+            range.
     """
     kind = str(labels.dtype).removeprefix("torch.")
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
@@ -61,7 +62,7 @@ def class_indices(labels: Tensor, samples: int, classes: int) -> Tensor:
             f"Labels of a statistic must be class indices, integers ({samples},). Got {kind} "
             f"{tuple(labels.shape)} instead."
         )
-    # where operations are counted, a look at the values is none of them
+    # reading the values must not be counted as an operation
     if samples and INSTEAD.get() is None and labels.device.type == "cpu":
         least, most = index_range(labels)
         if least < 0 or most >= classes:
@@ -73,10 +74,10 @@ def class_indices(labels: Tensor, samples: int, classes: int) -> Tensor:
 
 
 def feature_vectors(features: Tensor) -> Tensor:
-    """Feature vectors (N, s, d), in float32 at least, as sums need.
+    """Validate feature vectors (N, s, d) and convert them to float32 at least, for accurate sums.
 
     Raises:
-        ValueError: they have other dimensions.
+        ValueError: they have a different number of dimensions.
     """
     if features.ndim != 3:
         raise ValueError(
@@ -87,8 +88,8 @@ def feature_vectors(features: Tensor) -> Tensor:
 
 
 def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """One-hot rows (N, classes) of class indices (N,): class sums become one deterministic matrix
-    product.
+    """One-hot rows (N, classes) of class indices (N,), with which class sums are one deterministic
+    matrix product.
     """
     return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(dtype)
 
@@ -108,18 +109,18 @@ def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 @dataclass(frozen=True, eq=False)
 class Statistic(ABC):
     """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class,
-    but the `shared` ones.
+    except those in `shared`.
 
-    Two of them are equal only if they are the same object, so that what is derived of one can be
-    kept by it. The row of an empty class is zero.
+    Equality is identity, so that a statistic can be the key of a cache of values derived from it.
+    The row of an empty class is zero.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset()
     """Fields without a class axis."""
     constant: ClassVar[frozenset[str]] = frozenset()
-    """Those of them that no sample changes, so that parts which are to be merged have the same."""
+    """Shared fields that do not depend on samples, and must be equal in parts that are merged."""
     registry: ClassVar[dict[str, type[Statistic]]] = {}
-    """All statistics, by the name of their class, which is their part of a cache key."""
+    """All statistics by the name of their class, which is part of cache keys."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,32 +129,32 @@ class Statistic(ABC):
 
     @classmethod
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:
-        """The neutral element for samples of so many feature vectors (s) of a dimension (d)."""
+        """The neutral element for samples of `vectors` feature vectors (s) of a dimension (d)."""
         made: Self = cls.empty(classes, dimension)  # type: ignore[attr-defined]
         return made
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
-        """The statistic of both parts together."""
+        """The statistic of both parts combined."""
 
     @abstractmethod
     def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
-        """The same statistic of another batch: as many classes, the same frequencies.
-        Differentiable in the features.
+        """The same statistic of another batch, with equal classes and frequencies. Differentiable
+        in the features.
 
         Args:
-            features: feature vectors (N, s, d), or what `transform` makes into such.
+            features: feature vectors (N, s, d), or the input of `transform`.
             labels: class indices (N,).
-            transform: how features become feature vectors.
+            transform: converts features to feature vectors.
         """
 
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
-        """Add a batch in float64, without autograd, in place; returns self. Touches only the
-        classes that the batch holds.
+        """Add a batch in float64, without autograd, in place; returns self. Only rows of classes in
+        the batch change.
 
         Raises:
-            ValueError: the labels are no class indices of this statistic, or the features have
-                another dimension than it or are on another device.
+            ValueError: the labels are not class indices of this statistic, or the features differ
+                from it in dimension or device.
         """
         self.check_device(features)
         with torch.no_grad():
@@ -172,8 +173,8 @@ class Statistic(ABC):
         )
 
     def spread(self, classes: Tensor, count: int) -> Self:
-        """The inverse of `rows`: a statistic of `count` classes that has these at `classes`, and
-        the others empty.
+        """The inverse of `rows`: a statistic of `count` classes with these rows at `classes`, the
+        others being empty.
         """
 
         def placed(tensor: Tensor) -> Tensor:
@@ -185,11 +186,11 @@ class Statistic(ABC):
 
     @torch.no_grad()
     def add(self, part: Self, classes: Tensor) -> Self:
-        """Merge what holds some classes alone, in the given order, in place; returns self. Other
-        classes are not touched.
+        """Merge a statistic of some of the classes, in the given order, in place; returns self.
+        Other classes do not change.
 
         Raises:
-            ValueError: the part is of features of another dimension.
+            ValueError: the dimension of the part's features differs.
         """
         self.check_alike(part)
         for name, after in self.rows(classes).merge(part).state().items():
@@ -200,12 +201,12 @@ class Statistic(ABC):
         return self
 
     def check_device(self, features: Tensor) -> None:
-        """Refuse features that are not where the statistic is.
+        """Refuse features on a different device.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the devices differ.
         """
-        # where operations are counted, tensors stand for those of any device
+        # while operations are counted, placeholders may be on any device
         if INSTEAD.get() is None and features.device != self.device:
             raise ValueError(
                 f"Features of a statistic on '{self.device}' must be there, too. Got features on "
@@ -213,11 +214,11 @@ class Statistic(ABC):
             )
 
     def check_mergeable(self, other: Self) -> None:
-        """Refuse to merge what broadcasts, but is of other classes or of features of another
-        dimension.
+        """Refuse to merge statistics that would broadcast although their classes or dimensions
+        differ.
 
         Raises:
-            ValueError: it is.
+            ValueError: they differ.
         """
         if self._rows != other._rows:
             raise ValueError(
@@ -227,10 +228,10 @@ class Statistic(ABC):
         self.check_alike(other)
 
     def check_alike(self, other: Self) -> None:
-        """Refuse what broadcasts, but is of features of another dimension.
+        """Refuse statistics that would broadcast although their dimensions differ.
 
         Raises:
-            ValueError: it is.
+            ValueError: they differ.
         """
         theirs = other.state()
         for name, tensor in self.state().items():
@@ -251,7 +252,7 @@ class Statistic(ABC):
         return next(iter(self.state().values())).device
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that make it up, by name: for sending and storing."""
+        """Its tensors by name, for sending and storing."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -276,13 +277,13 @@ class Statistic(ABC):
 def _add_batch(
     statistic: Statistic, features: Tensor, labels: Tensor, classes: Tensor, transform: Transform
 ) -> None:
-    """Add a batch whose labels (N,) count among the classes (K,) that it holds, in place."""
+    """Add a batch in place; its labels (N,) index the classes (K,) that it contains."""
     part = statistic.rows(classes).like(features.double(), labels, transform)
     statistic.add(part, classes)
 
 
 def ratio(numerator: Tensor, count: Tensor) -> Tensor:
-    """`numerator / count` with zero where the count is zero; the count's axes are the numerator's
+    """`numerator / count`, or zero where the count is zero; the count's axes are the numerator's
     first ones.
     """
     shape = count.shape + (1,) * (numerator.ndim - count.ndim)

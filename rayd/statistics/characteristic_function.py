@@ -2,9 +2,9 @@
 
     phi_c(t) = (1/n_c) sum_i exp(i <t, x_i>) = real_c(t) + i imaginary_c(t)
 
-At fixed frequencies it is a sum over samples like any other statistic. Memory holds the frequencies
-and the sums, and of the angles <t, x> a part of bounded size (`rayd.statistics.wave_sums`). Used by
-NCFM and CSDM.
+At fixed frequencies it is a sum over samples like any other statistic. It needs memory for the
+frequencies, the sums, and a bounded part of the angles <t, x> (`rayd.statistics.wave_sums`). Used
+by NCFM and CSDM.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rayd.statistics.wave_sums import wave_sums
 
 @dataclass(frozen=True, eq=False)
 class CharacteristicFunction(Statistic):
-    """Sums of cosines and sines per class, and the frequencies that they belong to.
+    """Sums of cosines and sines per class, and their frequencies.
 
     >>> features = torch.zeros(3, 1, 2)  # (N, s, d)
     >>> frequencies = torch.rand(4, 2)  # (M, d)
@@ -41,7 +41,7 @@ class CharacteristicFunction(Statistic):
     shared = constant = frozenset({"frequencies"})
 
     count: Tensor
-    """Feature vectors seen (C,)."""
+    """Number of feature vectors (C,)."""
     cosine: Tensor
     """Sum of cos<t, x> (C, M)."""
     sine: Tensor
@@ -55,7 +55,7 @@ class CharacteristicFunction(Statistic):
         with class indices (N,).
 
         Raises:
-            ValueError: frequencies and feature vectors are of different dimensions.
+            ValueError: frequencies and feature vectors have different dimensions.
         """
         features = feature_vectors(features)
         if frequencies.ndim != 2 or frequencies.shape[1] != features.shape[2]:
@@ -85,7 +85,7 @@ class CharacteristicFunction(Statistic):
         return self.of(transform.vectors(features), labels, len(self.count), self.frequencies)
 
     def merge(self, other: Self) -> Self:
-        """Sums add.
+        """Add the sums.
 
         Raises:
             ValueError: the frequencies or the numbers of classes differ.

@@ -2,8 +2,7 @@
 
     scatter_c = sum_i (x_i - mean_c)(x_i - mean_c)^T        covariance_c = scatter_c / n_c
 
-Used by UniDD and CFM, whose feature-feature correlation ("FFC") it is: of all classes together, and
-centred.
+Used by UniDD and CFM as feature-feature correlation ("FFC"), centred and over all classes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Covariance(Statistic):
     """
 
     count: Tensor
-    """Feature vectors seen (C,)."""
+    """Number of feature vectors (C,)."""
     mean: Tensor
     """Their mean (C, d); zero for an empty class."""
     scatter: Tensor
@@ -62,7 +61,7 @@ class Covariance(Statistic):
         return cls(mean.new_full((1,), len(rows)), mean.unsqueeze(0), scatter.unsqueeze(0))
 
     def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
-        """The same statistic of another batch; one row takes all of it, whatever the labels."""
+        """The same statistic of another batch; with one row, over the whole batch."""
         if len(self.count) == 1:
             return self.of_all(transform.vectors(features))
         return self.of(transform.vectors(features), labels, len(self.count))
@@ -83,7 +82,7 @@ class Covariance(Statistic):
         return ratio(self.scatter, self.count)
 
     def pooled(self) -> Self:
-        """Covariance of all classes together (one row), the part between classes included."""
+        """Covariance of all classes together (one row), including the part between classes."""
         count = self.count.sum().reshape(1)
         mean = ratio((self.count.unsqueeze(-1) * self.mean).sum(0, keepdim=True), count)
         gap = self.mean - mean
@@ -94,8 +93,8 @@ class Covariance(Statistic):
 class _Scatter(torch.autograd.Function):
     """Mean (d,) and scatter matrix (d, d) of rows (M, d).
 
-    With g and G the gradients of both, that of row x is g / M + (G + G^T)(x - mean): one product
-    with a matrix, where autograd makes two. Differentiable (twice).
+    With g and G the gradients of both, that of row x is g / M + (G + G^T)(x - mean), which is one
+    matrix product where autograd needs two. Differentiable (twice).
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ of a probability measure, its spectrum,
 
     kappa(delta) = E_t cos<t, delta>          t, delta (d,)
 
-so that frequencies t drawn from the spectrum stand for the kernel. With the length s (`scale`), in
+so that frequencies t drawn from the spectrum represent the kernel. With the length s (`scale`), in
 units of the features:
 
     kernel               kappa(delta)                               t
@@ -23,10 +23,10 @@ units of the features:
 The isotropic Laplace kernel is Matern's with v = 1/2, the Gaussian one its limit. In all of them s
 only divides: frequencies of length s are those of length 1 divided by s, with the same draws.
 
-**Length.** Where features are far apart in units of s, every characteristic function vanishes and
-so do its gradients; on features of norm 1 no two are farther apart than 2, and s = 1 is NCFM's
-choice. On features as they are, `scale: median` takes the median distance of pairs of real ones
-(Gretton et al., JMLR 2012), in the norm that the kernel is made of.
+**Length.** If features are far apart in units of s, characteristic functions and their gradients
+vanish; features of norm 1 are at most 2 apart, and s = 1 is NCFM's choice. For features without
+normalisation, `scale: median` takes the median distance of pairs of real ones (Gretton et al., JMLR
+2012), in the norm of the kernel.
 """
 
 from __future__ import annotations
@@ -44,25 +44,26 @@ from rayd.errors import DataError
 from rayd.transfer import upload
 
 PAIRED = 512
-"""Feature vectors whose pairs the median is taken over: evenly spaced ones of all that are
-given.
+"""Maximum number of feature vectors for the median over pairs: evenly spaced ones of those given.
 """
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Which frequencies: a kernel's spectrum, its length, and how many are drawn of it."""
+    """Frequencies to draw: a kernel, whose spectrum they are drawn from, its length, and their
+    number.
+    """
 
     kernel: Kernel = "gaussian"
-    """Whose spectrum is drawn from."""
+    """Kernel whose spectrum is sampled."""
     scale: Scale = 1.0
     """Length of the kernel, above 0, or `median`."""
     number: int = 4096
     """Number of frequencies, M."""
     smoothness: float = 1.5
-    """Matern's v; other kernels do without."""
+    """Matern's v; has no effect on other kernels."""
     mixture: float = 1.0
-    """The a of the rational quadratic kernel; other kernels do without."""
+    """The a of the rational quadratic kernel; has no effect on other kernels."""
 
     def __post_init__(self) -> None:
         if self.kernel not in get_args(Kernel):
@@ -87,7 +88,7 @@ class Frequencies:
 
     @property
     def key(self) -> str:
-        """A stable name of all that the draws depend on, for files and cache keys.
+        """A stable name of everything that the draws depend on, for files and cache keys.
 
         >>> Frequencies("matern", 0.5, 64).key, Frequencies(scale="median").key
         ('matern1.5-0.5-64', 'gaussian-median-4096')
@@ -99,8 +100,8 @@ class Frequencies:
         return f"{self.kernel}{own}-{scale}-{self.number}"
 
     def resolved(self, features: Tensor) -> Frequencies:
-        """These frequencies with the median distance of feature vectors (n, d) for a length; a
-        length in numbers stays.
+        """Replace a length of `median` by the median distance of feature vectors (n, d); a numeric
+        length is kept.
 
         Raises:
             DataError: there are fewer than two vectors, or more than half of the pairs coincide.
@@ -110,13 +111,13 @@ class Frequencies:
         length = median_distance(features, 1.0 if self.kernel == "laplace" else 2.0)
         if not length > 0:
             raise DataError(
-                "The 'scale' of frequencies cannot be the median distance of features of which most are equal. "
-                "Give it in numbers instead."
+                "The 'scale' of frequencies cannot be the median distance of features that are mostly equal. "
+                "Give it as a number."
             )
         return replace(self, scale=length)
 
     def draw(self, dimension: int, generator: torch.Generator) -> Tensor:
-        """Frequencies for feature vectors of a dimension d, float64 (M, d).
+        """Draw frequencies for feature vectors of dimension d, float64 (M, d).
 
         Raises:
             ValueError: the length is not resolved.
@@ -124,11 +125,11 @@ class Frequencies:
         return _SPECTRA[self.kernel](self, dimension, generator) / self._length
 
     def closed_form(self, difference: Tensor) -> Tensor:
-        """The kernel kappa (...) that the frequencies stand for, at differences of feature vectors
+        """The kernel kappa (...) that the frequencies represent, at differences of feature vectors
         (..., d).
 
         Raises:
-            ValueError: the length is not resolved, or a Matern kernel has no elementary form.
+            ValueError: the length is not resolved, or a Matern kernel has no closed form.
         """
         return _CLOSED_FORMS[self.kernel](self, difference / self._length)
 
@@ -142,7 +143,7 @@ class Frequencies:
 
 
 def evenly_spaced(count: int) -> Tensor:
-    """Places of `PAIRED` of so many, evenly spaced, or of all of them."""
+    """Indices of `PAIRED` evenly spaced items of `count`, or of all of them."""
     some = min(count, PAIRED)
     return torch.arange(some) * count // max(some, 1)
 
@@ -150,7 +151,7 @@ def evenly_spaced(count: int) -> Tensor:
 def median_distance(features: Tensor, order: float = 2.0) -> float:
     """Median distance of pairs of feature vectors (n, d), in the norm of an order, in float64.
 
-    Of more than `PAIRED` vectors that many are taken, evenly spaced.
+    If there are more than `PAIRED` vectors, that many are used, evenly spaced.
 
     Raises:
         DataError: there are fewer than two vectors.
@@ -212,7 +213,7 @@ def _matern_form(of: Frequencies, difference: Tensor) -> Tensor:
     p = int(of.smoothness - 0.5)
     if p != of.smoothness - 0.5:
         raise ValueError(
-            f"A Matern kernel has a closed form for smoothness 0.5, 1.5, ... alone. Got {of.smoothness} instead."
+            f"A Matern kernel has a closed form only for smoothness 0.5, 1.5, ... Got {of.smoothness} instead."
         )
     distance = math.sqrt(2 * of.smoothness) * difference.norm(dim=-1)
     polynomial = torch.zeros_like(distance)

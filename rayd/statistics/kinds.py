@@ -1,13 +1,13 @@
-"""Kinds of statistics: which one is taken, over which rows, and with which arguments.
+"""Kinds of statistics: statistic, rows and arguments.
 
     kind                        rows       statistic
-    ByClass(statistic)          classes    any `Statistic` that needs nothing but a size
+    ByClass(statistic)          classes    any `Statistic` that only needs a size
     AtFrequencies(frequencies)  classes    `CharacteristicFunction` at drawn frequencies
     Pooled(statistic)           one        that of all classes together
 
-Wherever a kind is expected, a class alone stands for `ByClass` of it.
+Wherever a kind is expected, a class alone means `ByClass` of it.
 
-A statistic whose empty element needs arguments has a kind of its own in this module.
+A statistic whose neutral element needs arguments has its own kind in this module.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ class StatisticKind(ABC):
         """The neutral element.
 
         Args:
-            rows: how many rows it has.
-            vectors: feature vectors of one sample (s).
+            rows: number of rows.
+            vectors: number of feature vectors of one sample (s).
             dimension: their dimension (d).
-            generator: makes the draws of a kind that `draws`.
+            generator: draws random values, if the kind `draws`.
         """
 
     def count(self, classes: int) -> int:
-        """How many rows there are for so many classes."""
+        """Number of rows for a number of classes."""
         return classes
 
     def rows(self, labels: Tensor) -> Tensor:
-        """Which row each sample belongs to (N,), of class indices (N,)."""
+        """Row index of each sample (N,), from class indices (N,)."""
         return labels
 
     @property
     def draws(self) -> bool:
-        """Whether `empty` draws, so needs a generator."""
+        """Whether `empty` draws random values, and thus needs a generator."""
         return False
 
     @property
     def data_dependent(self) -> bool:
-        """Whether `resolved` must be given real features before `empty` can be."""
+        """Whether `resolved` must be called with real features before `empty`."""
         return False
 
     def resolved(self, features: Tensor) -> Self:
-        """The kind with arguments that follow from real feature vectors (n, d).
+        """The kind with arguments determined from real feature vectors (n, d).
 
         Raises:
             DataError: these features do not determine them.
@@ -105,10 +105,10 @@ class ByClass(StatisticKind):
 
 @dataclass(frozen=True)
 class AtFrequencies(StatisticKind):
-    """Characteristic functions of classes at frequencies that are drawn for each layer."""
+    """Characteristic functions of classes, at frequencies drawn for each layer."""
 
     frequencies: Frequencies
-    """How they are drawn."""
+    """Distribution and number of the frequencies."""
 
     @property
     def key(self) -> str:
@@ -123,7 +123,7 @@ class AtFrequencies(StatisticKind):
     def empty(
         self, rows: int, vectors: int, dimension: int, generator: torch.Generator | None = None
     ) -> Statistic:
-        """The neutral element, at frequencies that are drawn.
+        """The neutral element, at newly drawn frequencies.
 
         Raises:
             ValueError: there is no generator, or the scale is a median that is not resolved.
@@ -149,16 +149,16 @@ class AtFrequencies(StatisticKind):
 
 @dataclass(frozen=True)
 class Pooled(StatisticKind):
-    """A statistic of all classes together, whose size does not grow with their number. It is what
-    `pooled()` makes of one kept by class, the part between classes included.
+    """A statistic of all classes together, whose size does not grow with their number. It equals
+    `pooled()` of a statistic by class, including the part between classes.
     """
 
     of: type[Statistic] | StatisticKind
-    """The statistic, or the kind of it, that is pooled."""
+    """The statistic to pool, or its kind."""
 
     @property
     def inner(self) -> StatisticKind:
-        """The kind that is pooled; everything but the rows is as there."""
+        """The kind to pool; everything except the rows is delegated to it."""
         return kind_of(self.of)
 
     @property
@@ -178,7 +178,7 @@ class Pooled(StatisticKind):
         return self.inner.empty(rows, vectors, dimension, generator)
 
     def count(self, classes: int) -> int:
-        """One row, however many classes there are."""
+        """One row, for any number of classes."""
         return 1
 
     def rows(self, labels: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class Pooled(StatisticKind):
 
     @property
     def draws(self) -> bool:
-        """Whether the inner kind's `empty` draws."""
+        """Whether the inner kind's `empty` draws random values."""
         return self.inner.draws
 
     @property
@@ -196,12 +196,12 @@ class Pooled(StatisticKind):
         return self.inner.data_dependent
 
     def resolved(self, features: Tensor) -> Self:
-        """With the inner kind resolved by these features."""
+        """The same with the inner kind resolved on these features."""
         return replace(self, of=self.inner.resolved(features))
 
 
 def kind_of(statistic: type[Statistic] | StatisticKind) -> StatisticKind:
-    """The kind, of a kind or of a class alone.
+    """Convert a class alone to its kind, and return kinds unchanged.
 
     >>> from rayd.statistics import Moments
     >>> kind_of(Moments) == ByClass(Moments)

@@ -38,7 +38,7 @@ class LabelCorrelation(Statistic):
     shared = frozenset({"count"})
 
     count: Tensor
-    """Feature vectors seen, a scalar: soft labels have no count of their own class."""
+    """Number of feature vectors, a scalar, as soft labels have no count per class."""
     total: Tensor
     """Sum of outer products of labels with features (C, d)."""
 
@@ -48,7 +48,7 @@ class LabelCorrelation(Statistic):
         labels (N, C).
 
         Raises:
-            ValueError: shapes do not fit together, or an index is out of range.
+            ValueError: shapes are inconsistent, or an index is out of range.
         """
         features = feature_vectors(features)
         if labels.is_floating_point() or labels.ndim == 2:

@@ -1,14 +1,13 @@
-"""Covariance of local descriptors: how the channels of a map vary together from sample to sample,
-per class.
+"""Covariance of local descriptors per class: joint variation of a map's channels between samples.
 
     mean_cp = (1/n_c) sum_i x_ip          scatter_c = sum_i sum_p (x_ip - mean_cp)(x_ip - mean_cp)^T
 
-    x_ip  descriptor of sample i at place p (d,); a map (d, h, w) has s = h w of them      n_c  samples of class c
+    x_ip  descriptor of sample i at position p (d,); a map (d, h, w) has s = h w of them      n_c  samples of class c
 
-Deviations are from the mean *at the same place*, over the samples of the class; `Covariance` takes
-the mean over places too. The two differ by how much the mean map itself varies from place to place,
-which is no relation between features of samples. Few samples suffice: n_c s descriptors stand for d
-(d + 1) / 2 numbers, where a covariance of whole maps would have (d s)^2.
+Deviations are from the mean *at the same position*, over the samples of the class, whereas
+`Covariance` also takes the mean over positions. The two differ by the variation of the mean map
+between positions, which is not a relation between features of samples. Few samples suffice: n_c s
+descriptors determine d (d + 1) / 2 numbers, while a covariance of whole maps would have (d s)^2.
 
 Used by IID (covariance matching; Deng et al., CVPR 2024, Eq. 6 and 7).
 """
@@ -35,7 +34,7 @@ from rayd.statistics.transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class LocalCovariance(Statistic):
-    """Samples, mean of every place, and scatter matrix per class.
+    """Number of samples, mean at every position, and scatter matrix per class.
 
     >>> descriptors = torch.rand(4, 9, 5)  # (N, s, d)
     >>> LocalCovariance.of(descriptors, torch.tensor([0, 0, 1, 1]), classes=2).scatter.shape
@@ -45,9 +44,9 @@ class LocalCovariance(Statistic):
     count: Tensor
     """Samples seen (C,)."""
     mean: Tensor
-    """Mean descriptor of every place (C, s, d); zero for an empty class."""
+    """Mean descriptor at every position (C, s, d); zero for an empty class."""
     scatter: Tensor
-    """Sum over samples and places of outer products of deviations (C, d, d)."""
+    """Sum over samples and positions of outer products of deviations (C, d, d)."""
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
@@ -75,7 +74,7 @@ class LocalCovariance(Statistic):
         return self.of(transform.vectors(features), labels, len(self.count))
 
     def merge(self, other: Self) -> Self:
-        """Chan's formula for matrices, class by class, summed over places."""
+        """Chan's formula for matrices, class by class, summed over positions."""
         self.check_mergeable(other)
         count = self.count + other.count
         gap = other.mean - self.mean
@@ -86,7 +85,7 @@ class LocalCovariance(Statistic):
 
     @property
     def covariance(self) -> Tensor:
-        """Mean over samples of the sum over places of outer products (C, d, d): the paper's Sigma,
-        not divided by s.
+        """Mean over samples of the sum over positions of outer products (C, d, d): the paper's
+        Sigma, not divided by s.
         """
         return ratio(self.scatter, self.count)

@@ -7,10 +7,10 @@ samples, around the mean of each sample, and between the means of samples:
 
     m2_c = within_c + s sum_j (mean_j - mean_c)^2      within_c = sum_j sum_{i in j} (x_i - mean_j)^2      j  samples of class c
 
-Both are taken from moments of the single samples, (N, d) numbers, so that the statistic of many
-classes costs no more than that of one. Parts are merged by the parallel formula of Chan, Golub and
-LeVeque (1979), which does not cancel as sums of squares do. Used by DM (means), SRe2L, CDA, G-VBSM
-and EDC (means and variances).
+Both are computed from moments of the individual samples, (N, d) numbers, so that the statistic
+costs the same for many classes as for one. Parts are merged by the parallel formula of Chan, Golub
+and LeVeque (1979), which avoids the cancellation of sums of squares. Used by DM (means), SRe2L,
+CDA, G-VBSM and EDC (means and variances).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Moments(Statistic):
     """
 
     count: Tensor
-    """Feature vectors seen (C,)."""
+    """Number of feature vectors (C,)."""
     mean: Tensor
     """Their mean (C, d); zero for an empty class."""
     m2: Tensor
@@ -64,7 +64,7 @@ class Moments(Statistic):
 
     @classmethod
     def of_samples(cls, samples: SampleMoments, labels: Tensor, classes: int) -> Self:
-        """Moments of a batch of samples whose own moments are known, with class indices (N,)."""
+        """Moments of a batch from those of its samples, with class indices (N,)."""
         labels = class_indices(labels, len(samples.mean), classes)
         member = membership(labels, classes, samples.mean.dtype)
         images = member.sum(0)
@@ -101,13 +101,13 @@ class Moments(Statistic):
 
     @property
     def within_variance(self) -> Tensor:
-        """The part of the variance inside samples, that is the average biased variance of a sample
-        (C, d).
+        """The part of the variance inside samples, i.e. the average biased variance of a sample (C,
+        d).
         """
         return ratio(self.within, self.count)
 
     def pooled(self) -> Self:
-        """Moments of all classes together (one row): the variance holds the part between
+        """Moments of all classes together (one row); the variance includes the part between
         classes.
         """
         count = self.count.sum().reshape(1)

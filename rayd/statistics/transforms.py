@@ -1,24 +1,24 @@
-"""Transforms: how the feature maps of a layer become feature vectors.
+"""Transforms of the feature maps of a layer to feature vectors.
 
 Symbols: N samples, s feature vectors of one sample, d their dimension, p the side of a patch; a map
 is (N, channels, h, w).
 
     transform          d                       the s vectors of a sample
-    Vectors()          that of the vectors     as they are: features are (N, s, d)
+    Vectors()          that of the vectors     unchanged: features are (N, s, d)
     Flat()             all numbers of a map    one
-    Channels()         channels                one a position: s = h w
-    Patches(p)         patch positions         one a channel and a place inside the patch: s = channels p^2
+    Channels()         channels                one per position: s = h w
+    Patches(p)         patch positions         one per channel and place inside a patch: s = channels p^2
     Attention(p)       positions               one: the sum of |f|^p over channels at each position
     Normalized(inner)  that of `inner`         those of `inner`, divided by their Euclidean norm
 
-Features (N, d) without positions are one vector a sample for all but `Vectors`.
+Features (N, d) without positions are one vector per sample for all transforms except `Vectors`.
 
-A new transform is a subclass of `Transform` with its key, its dimension and its vectors; it
-registers itself by its class, in `Transform.registry`.
+A new transform is a subclass of `Transform` that defines key, dimension and vectors; it is
+registered by its class name, in `Transform.registry`.
 
 The patch statistic is that of G-VBSM (Shao et al., CVPR 2024; released code): a map whose sides are
-no multiples of p is stretched bilinearly to the next multiples, then tiled into ceil(h/p) ceil(w/p)
-patches; a map smaller than p is one patch.
+not multiples of p is stretched bilinearly to the next multiples, then tiled into ceil(h/p)
+ceil(w/p) patches; a map smaller than p is one patch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Tiles = tuple[int, int, int]
 
 
 class SampleMoments(NamedTuple):
-    """Moments of the s feature vectors of every sample on its own."""
+    """Moments of the s feature vectors of each sample."""
 
     mean: Tensor
     """Their mean (N, d)."""
@@ -53,15 +53,15 @@ class SampleMoments(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform(ABC):
-    """From feature maps to feature vectors. Equal transforms give equal vectors.
+    """Maps feature maps to feature vectors. Equal transforms give equal vectors.
 
     >>> Patches(4).size((128, 30, 32)), Channels().size((128, 30, 32)), Flat().size((128, 30, 32))
     ((2048, 64), (960, 128), (1, 122880))
     """
 
     in_place: ClassVar[bool] = False
-    """Whether `moments` reads maps without laying their vectors out. Statistics get the maps of
-    such a transform, and the vectors of all others, made in the precision of the features.
+    """Whether `moments` reads maps without materialising their vectors. For such a transform,
+    statistics get the maps, for all others the vectors, computed in the precision of the features.
     """
     registry: ClassVar[dict[str, type[Transform]]] = {}
     """All transforms, by the name of their class."""
@@ -91,14 +91,14 @@ class Transform(ABC):
     def moments(self, features: Tensor) -> SampleMoments:
         """Moments of every sample's vectors: those of `vectors(features)` over its second axis.
 
-        Maps are read three times forward and once backward, in whatever precision they have; sums
-        are in float32 at least. Differentiable (twice).
+        Maps are read three times forward and once backward, in their own precision; sums are in
+        float32 at least. Differentiable (twice).
         """
         return _moments_of(self.vectors(features).transpose(1, 2))
 
 
 class Vectors(Transform):
-    """Feature vectors (N, s, d) as they are."""
+    """Identity for feature vectors (N, s, d)."""
 
     in_place = True
 
@@ -137,7 +137,7 @@ class Flat(Transform):
         return 1, math.prod(shape)
 
     def vectors(self, features: Tensor) -> Tensor:
-        """One vector a sample (N, 1, d)."""
+        """One vector per sample (N, 1, d)."""
         return wide(features).flatten(1).unsqueeze(1)
 
     def moments(self, features: Tensor) -> SampleMoments:
@@ -147,7 +147,7 @@ class Flat(Transform):
 
 
 class _OfMaps(Transform):
-    """A transform of maps; features without positions are one vector a sample."""
+    """A transform of maps; features without positions are one vector per sample."""
 
     in_place = True
 
@@ -163,7 +163,7 @@ class _OfMaps(Transform):
         return self._vectors(wide(features))
 
     def moments(self, features: Tensor) -> SampleMoments:
-        """Moments of every sample's vectors, which are not laid out."""
+        """Moments of every sample's vectors, without materialising them."""
         _check(self, features, (2, 4), "maps (N, channels, h, w), or vectors (N, d)")
         return Flat().moments(features) if features.ndim == 2 else self._moments(features)
 
@@ -208,7 +208,7 @@ class Patches(_OfMaps):
     def __post_init__(self) -> None:
         if isinstance(self.side, bool) or not isinstance(self.side, int) or self.side < 1:
             raise ValueError(
-                f"The 'side' of Patches must be at least 1, a whole number. Got {self.side!r} instead."
+                f"The 'side' of Patches must be an integer of at least 1. Got {self.side!r} instead."
             )
 
     @property
@@ -261,7 +261,7 @@ class Attention(_OfMaps):
         return maps.abs().pow(self.power).sum(1).flatten(1).unsqueeze(1)
 
     def _moments(self, maps: Tensor) -> SampleMoments:
-        # powers leave the range of half precision
+        # powers can overflow in half precision
         return _moments_of(self._vectors(wide(maps)).transpose(1, 2))
 
 
@@ -278,22 +278,22 @@ class Normalized(Transform):
         return f"{self.inner.key}.normalized"
 
     def size(self, shape: Shape) -> tuple[int, int]:
-        """That of the other transform."""
+        """Size of the other transform."""
         return self.inner.size(shape)
 
     def vectors(self, features: Tensor) -> Tensor:
         """Vectors of norm 1; those of dead features, which have no direction, are shorter."""
-        # with a smaller eps the gradient of dead features would be as good as infinite
+        # with a smaller eps the gradient of dead features would practically be infinite
         return functional.normalize(self.inner.vectors(features), dim=-1, eps=1e-6)
 
 
 def _check(
     transform: Transform, features: Tensor, dimensions: tuple[int, ...], wanted: str
 ) -> None:
-    """Refuse features that would be taken for others.
+    """Refuse features with an unsupported number of dimensions.
 
     Raises:
-        ValueError: they have none of these numbers of dimensions.
+        ValueError: the number of dimensions is not among these.
     """
     if features.ndim not in dimensions:
         raise ValueError(
@@ -310,8 +310,8 @@ class _Moments(torch.autograd.Function):
     """Mean and centred second moment of planes (N, channels, L): over L, or with tiles over
     channels and inside the tiles.
 
-    With g and q the gradients of mean and m2, that of a number x is g/s + 2 q (x - mean): one pass,
-    where autograd would keep the deviations and make three.
+    With g and q the gradients of mean and m2, that of a value x is g/s + 2 q (x - mean), computed
+    in one pass; autograd would store the deviations and make three.
     """
 
     @staticmethod
@@ -337,9 +337,7 @@ class _Moments(torch.autograd.Function):
 
 _AT_ONCE = 1 << 26
 _IN_CACHE = {"cpu": 1 << 20}
-"""Numbers of the maps that are worked on together: on a CPU so few that their deviations stay in
-its cache.
-"""
+"""Number of values processed at once: on a CPU few enough for their deviations to stay in cache."""
 
 
 @repeated
@@ -364,7 +362,7 @@ def _vectors_of_a_sample(planes: Tensor, tiles: Tiles | None) -> int:
 
 
 def _gathered(sums: Tensor, tiles: Tiles | None) -> Tensor:
-    """Sums over the patches (N, rows columns) of a plane (N, L); without tiles, what came."""
+    """Sums over the patches (N, rows columns) of a plane (N, L); without tiles, the input."""
     if tiles is None:
         return sums
     rows, columns, side = tiles
@@ -372,8 +370,8 @@ def _gathered(sums: Tensor, tiles: Tiles | None) -> Tensor:
 
 
 def _spread(values: Tensor, tiles: Tiles | None) -> Tensor:
-    """The plane (N, L) that holds at each place the value of its patch (N, rows columns); without
-    tiles, what came.
+    """The plane (N, L) with the value of each position's patch (N, rows columns); without tiles,
+    the input.
     """
     if tiles is None:
         return values
@@ -388,7 +386,7 @@ def _tiles(sides: tuple[int, ...], patch: int) -> Tiles:
 
 
 def _tiled(maps: Tensor, patch: int) -> tuple[Tensor, Tiles]:
-    """The maps, stretched to whole patches, and their tiles."""
+    """Stretch maps to whole patches, and return them with their tiles."""
     tiles = _tiles(tuple(maps.shape[2:]), patch)
     whole = (tiles[0] * patch, tiles[1] * patch)
     if tuple(maps.shape[2:]) == whole:

@@ -4,13 +4,13 @@
 
     x  n feature vectors (n, d)      t  M frequencies (M, d)      c  classes; the angles <t_j, x_i> are (n, M)
 
-The angles are never laid out whole: they are made tile by tile, rows of x times rows of t, and made
-again for the gradients. With p and q the gradients of C and S, and e_ij = q_cj cos<t_j, x_i> - p_cj
-sin<t_j, x_i> for i of class c,
+The matrix of angles is never materialised: it is computed tile by tile, rows of x times rows of t,
+and recomputed for the gradients. With p and q the gradients of C and S, and e_ij = q_cj cos<t_j,
+x_i> - p_cj sin<t_j, x_i> for i of class c,
 
     dx_i = sum_j e_ij t_j          dt_j = sum_i e_ij x_i
 
-so that nothing is kept from forward to backward but x and t. Differentiable any number of times.
+so that only x and t are saved for the backward pass. Differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rayd.statistics.base import membership
 
 AT_ONCE = 1 << 22
 IN_CACHE = {"cpu": 1 << 18}
-"""Angles that are worked on together: on a CPU so few that they stay in its cache."""
+"""Number of angles processed at once: on a CPU few enough to stay in cache."""
 
 
 def wave_sums(
@@ -37,14 +37,14 @@ def wave_sums(
         features: feature vectors (n, d).
         frequencies: (M, d), in the same precision.
         labels: class indices (n,).
-        classes: how many there are.
+        classes: number of classes.
     """
     cosine, sine = _WaveSums.apply(features, frequencies, labels, classes)
     return cosine, sine
 
 
 class _WaveSums(torch.autograd.Function):
-    """The sums, with angles that are made again in the backward pass."""
+    """The sums, with angles that are recomputed in the backward pass."""
 
     @staticmethod
     def forward(
@@ -94,8 +94,8 @@ class _WaveSums(torch.autograd.Function):
 
 
 def _tiles(features: Tensor, frequencies: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Parts of the frequencies, each with the parts of the features that it meets, of a bounded
-    number of angles.
+    """Tiles of a bounded number of angles: parts of the frequencies, each with parts of the
+    features.
     """
     angles = IN_CACHE.get(features.device.type, AT_ONCE)
     samples = len(features)

@@ -5,8 +5,9 @@ Each term has an object form, whose arguments are its settings, and a functional
     loss = rayd.terms.MeanMatching()(real, synthetic, real_labels, labels)
     loss = rayd.terms.mean_matching(real, synthetic, real_labels, labels)
 
-These classes are those of `rayd.objectives` and give the same numbers; they can be terms of an own
-method, too. Like there, a value is unweighted: `weight` is the factor in a method's objective.
+These classes derive from those of `rayd.objectives` and give the same values; they can also be
+terms of your own method. As there, a value is unweighted: `weight` is the factor in a method's
+objective.
 
 Symbols:
 
@@ -17,10 +18,10 @@ Symbols:
 Modules:
 
     comparisons  terms that compare statistics of real and synthetic features
-    outputs      terms of synthetic images alone
+    outputs      terms of synthetic images only
     batches      terms that take a batch of real images
-    calling      how all of them are called on plain tensors, as objects and as functions
-    checking     what they refuse of plain tensors
+    calling      calls on plain tensors, as objects and as functions
+    checking     validation of plain tensors
 """
 
 from rayd.objectives.terms import Term

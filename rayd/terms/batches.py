@@ -1,4 +1,4 @@
-"""Terms that take a batch of real images beside the synthetic ones."""
+"""Terms that take a batch of real images in addition to the synthetic ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_NETWORK: Any = object()
 
 
 class GradientMatching(objectives.GradientMatching):
-    """Distances of the gradients that real and synthetic images give a network (DC).
+    """Distances of a network's gradients on real and synthetic images (DC).
 
     >>> import torch
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -40,15 +40,17 @@ class GradientMatching(objectives.GradientMatching):
         """The unweighted value, a scalar, differentiable in the synthetic images.
 
         Args:
-            real: normalised real images (N, channels, h, w), of every class among `labels` one.
+            real: normalised real images (N, channels, h, w), at least one of every class among
+                `labels`.
             synthetic: normalised synthetic images (M, channels, h, w), of the same shape.
             real_labels: class indices (N,).
             labels: class indices (M,).
-            network: maps images to logits; stays as it is.
+            network: maps images to logits; not modified.
 
         Raises:
-            TypeError: an argument is missing or no tensor of its kind, or the network no module.
-            ValueError: shapes do not fit together, a class has no real image, or a label is out of
+            TypeError: an argument is missing or not a tensor of the right kind, or the network is
+                not a module.
+            ValueError: shapes are inconsistent, a class has no real image, or a label is out of
                 range.
         """
         if is_observation(synthetic):
@@ -82,7 +84,7 @@ class GradientMatching(objectives.GradientMatching):
         most = checking.largest(labels)
 
         def enough_logits(_: nn.Module, __: Any, logits: Tensor) -> None:
-            # a device would answer a label without a logit by an assertion that ends the process
+            # on a device, a label without a logit would fail an assertion and end the process
             if logits.ndim != 2 or logits.shape[1] <= most:
                 raise ValueError(
                     f"The network of GradientMatching must give logits (n, classes) of more than "
@@ -129,12 +131,12 @@ class RidgeRegression(objectives.RidgeRegression):
             synthetic: feature vectors (M, d).
             real_labels: class indices (N,).
             labels: class indices (M,), or learned ones (M, C).
-            classes: number of classes; by default that of learned labels, or the largest index
-                and one.
+            classes: number of classes; by default that of learned labels, or the largest index plus
+                one.
 
         Raises:
-            TypeError: an argument is no tensor of its kind.
-            ValueError: shapes do not fit together, there are no images, or a label is out of range.
+            TypeError: an argument is not a tensor of the right kind.
+            ValueError: shapes are inconsistent, there are no images, or a label is out of range.
         """
         if is_observation(synthetic):
             return super().__call__(real, synthetic, real_labels, labels)
@@ -158,7 +160,7 @@ class RidgeRegression(objectives.RidgeRegression):
             return observation_of(features=real, classes=classes)
 
         seen = observation_of(features=synthetic, classes=classes)
-        # a batch is there for its labels and features alone; no network is asked
+        # only labels and features of the batch are used; no network is evaluated
         context = Context(network=_NO_NETWORK, batch=Batch(real, real_labels, look))
         return super().__call__({}, seen, labels, context)
 
@@ -169,4 +171,4 @@ ridge_regression = functional(
 
 
 def _no_look() -> Any:
-    raise RuntimeError("Gradients are of images; features of them are not at hand.")
+    raise RuntimeError("Only the images of this batch are available, not its features.")

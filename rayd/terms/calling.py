@@ -1,8 +1,8 @@
 """Calls of terms outside the engine: on features, labels and logits as plain tensors.
 
-The engine calls a term with the statistics of an observer on the real images and its output on the
-synthetic ones. The classes here make these two from tensors, once `rayd.terms.checking` has found
-nothing wrong with them, and pass calls of the engine on.
+The engine calls a term with an observer's statistics of the real images and its output on the
+synthetic ones. The classes here compute both from tensors that `rayd.terms.checking` has validated,
+and forward calls of the engine.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 class Measured(dict[Any, Any]):
-    """Statistics of real features by what they are of, as `measure` returns them."""
+    """Statistics of real features by specification, as returned by `measure`."""
 
     def __init__(self, statistics: Mapping[Any, Any], class_counts: Tensor):
-        """Statistics, and the number of images of each class (C,), which some of them lack."""
+        """Statistics, and the number of images of each class (C,), which not all statistics
+        contain.
+        """
         super().__init__(statistics)
         self.class_counts = class_counts
 
@@ -54,23 +56,23 @@ class ComparesStatistics:
     ) -> Tensor:
         """The unweighted value, a scalar, differentiable in `synthetic`.
 
-        Features are a tensor with samples first; a sequence of them, one a layer; or these by layer
-        role, for terms that read layers of several roles.
+        Features are a tensor with samples first; a sequence of tensors, one per layer; or a mapping
+        of these by layer role, for terms that read layers of several roles.
 
         Args:
-            real: features of real images, which get no gradient; or what `measure` returned.
-            synthetic: features of synthetic images, of the same shape but for their number.
-            real_labels: class indices (N,) of the real images; absent with measured statistics.
+            real: features of real images, which get no gradient; or the result of `measure`.
+            synthetic: features of synthetic images, of the same shape apart from their number.
+            real_labels: class indices (N,) of the real images; None with measured statistics.
             labels: class indices (M,) of the synthetic images.
-            classes: number of classes; by default the largest label and one. Give it in a loop on
-                a GPU, where finding it waits for the device.
-            generator: makes the draws of terms that draw; by default torch's global one.
-            context: what a term may depend on besides, such as its memory between calls.
+            classes: number of classes; by default the largest label plus one. Pass it in a loop on
+                a GPU, where determining it waits for the device.
+            generator: for terms that draw random values; by default torch's global one.
+            context: everything else that a term may depend on, such as its memory between calls.
 
         Raises:
-            TypeError: an argument is missing or no tensor of its kind, or a layer role must be
-                named.
-            ValueError: shapes do not fit together, there are no images, or a label is out of range.
+            TypeError: an argument is missing or not a tensor of the right kind, or a layer role
+                must be named.
+            ValueError: shapes are inconsistent, there are no images, or a label is out of range.
         """
         from rayd.derived import class_sizes, on_host
 
@@ -93,7 +95,7 @@ class ComparesStatistics:
             if classes is None:
                 classes = 1 + max(checking.largest(real_labels), checking.largest(labels))
             statistics = self._sampled(theirs, real_labels, classes, generator)
-            # on the host, as the engine gives them: terms derive factors of few numbers from them
+            # on the host, as in the engine: terms derive a few factors from them
             counts = on_host(class_sizes(real_labels, classes))
         else:
             measured, counts = _counts(statistics)
@@ -112,25 +114,25 @@ class ComparesStatistics:
         classes: int,
         generator: torch.Generator | None = None,
     ) -> RealStatistics:
-        """Statistics of real features over many batches, accumulated in float64.
+        """Accumulate statistics of real features over many batches, in float64.
 
         Args:
             batches: pairs of features and class indices (N,). A length scale that is a median of
-                distances is taken of the first batch.
+                distances is computed on the first batch.
             classes: number of classes.
-            generator: makes the draws of terms that draw.
+            generator: for terms that draw random values.
 
         Returns:
-            What a call takes in place of real features, in float32.
+            Statistics in float32, which a call takes in place of real features.
 
         Raises:
-            TypeError: features or labels are no tensors of their kind.
-            ValueError: shapes do not fit together, or a label is out of range.
+            TypeError: features or labels are not tensors of the right kind.
+            ValueError: shapes are inconsistent, or a label is out of range.
         """
         import torch
 
         total: dict[Any, Any] = {}
-        # what is measured in `torch.inference_mode` is compared, and differentiated, outside of it
+        # statistics measured in `torch.inference_mode` are used with autograd outside of it
         with torch.inference_mode(False), torch.no_grad():
             counts = torch.zeros(classes, dtype=torch.long)
             for features, labels in batches:
@@ -151,7 +153,7 @@ class ComparesStatistics:
                         total[spec] = _empty(spec, seen, classes, generator)
                     spec.update(total[spec], seen, labels)
             if not counts.any():
-                raise ValueError(f"{type(self).__name__} cannot measure no images at all.")
+                raise ValueError(f"{type(self).__name__} cannot measure an empty set of images.")
             kept = {}
             for spec, layers in total.items():
                 kept[spec] = tuple(layer.to(device, torch.float32) for layer in layers)
@@ -164,7 +166,7 @@ class ComparesStatistics:
         classes: int,
         generator: torch.Generator | None,
     ) -> RealStatistics:
-        """Statistics of one real batch, in its own precision, but float32 at least."""
+        """Statistics of one real batch, in its own precision or at least float32."""
         import torch
 
         if not self.specs:
@@ -211,7 +213,7 @@ class ComparesStatistics:
     def _observed(
         self, layers: Mapping[LayerRole, tuple[Tensor, ...]], classes: int
     ) -> Observation:
-        """Features as the output of a network."""
+        """Wrap features as the output of a network."""
         import torch
 
         from rayd.networks import Observation
@@ -233,13 +235,14 @@ class OfLogits:
         """The unweighted value, a scalar, differentiable in the logits.
 
         Args:
-            logits: of a trained network on the synthetic images, (M, C).
+            logits: logits of a trained network on the synthetic images, (M, C).
             labels: class indices (M,).
-            given: facts of the network, such as its `accuracy`; two more positions are the engine's.
+            given: properties of the network, such as its `accuracy`; two further positional
+                arguments are reserved for the engine.
 
         Raises:
-            TypeError: logits or labels are no tensors of their kind.
-            ValueError: shapes do not fit together, or a label is out of range.
+            TypeError: logits or labels are not tensors of the right kind.
+            ValueError: shapes are inconsistent, or a label is out of range.
         """
         if is_observation(labels):
             return super().__call__(logits, labels, _labels, _context)  # type: ignore[misc, no-any-return]
@@ -254,8 +257,8 @@ def functional(term: type[Any], name: str, calls: tuple[str, ...]) -> Any:
     """The functional form of a term.
 
     Args:
-        term: its class.
-        name: of the function.
+        term: class of the term.
+        name: name of the function.
         calls: arguments of the term's call that may be given by keyword; other keywords are its
             settings.
     """
@@ -281,7 +284,7 @@ def is_observation(value: Any) -> bool:
 def observation_of(
     logits: Any = None, images: Any = None, features: Any = None, classes: int = 1
 ) -> Observation:
-    """The output of a network, of what is known of it."""
+    """The output of a network, from its known parts."""
     from rayd.networks import Observation
 
     layers: dict[LayerRole, tuple[Tensor, ...]] = {}
@@ -299,7 +302,7 @@ def _is_measured(real: Any) -> bool:
 
 
 def _counts(statistics: RealStatistics) -> tuple[int | None, Any]:
-    """Number of classes, and images of each, of measured statistics; None where they do not say."""
+    """Number of classes, and images of each, of measured statistics; None if unknown."""
     if isinstance(statistics, Measured):
         return len(statistics.class_counts), statistics.class_counts
     for layers in statistics.values():
@@ -311,7 +314,7 @@ def _counts(statistics: RealStatistics) -> tuple[int | None, Any]:
 
 
 def _as_precise(statistics: RealStatistics, seen: Observation) -> RealStatistics:
-    """Statistics in the precision of the synthetic features; the same where they have it."""
+    """Convert statistics to the precision of the synthetic features, if necessary."""
     wide = seen.logits.dtype
     found: dict[Any, Any] = {}
     for spec, layers in statistics.items():
@@ -334,7 +337,7 @@ def _empty(
         resolved = spec.resolved([seen]) if shapes else ()
         empty = spec.empty(classes, shapes, generator or torch.default_generator, resolved)
     home = seen.images.device
-    # MPS has no float64: there they follow once they are in the precision of the features
+    # MPS has no float64: they are moved there once they are in the precision of the features
     return tuple(layer if home.type == "mps" else layer.to(home) for layer in empty)
 
 
@@ -343,7 +346,7 @@ def _on_host(layer: Tensor) -> Tensor:
 
 
 def _draws(generator: torch.Generator | None) -> Any:
-    """Generators by purpose, as terms take them."""
+    """Generators by purpose, in the form that terms take."""
     import torch
 
     return lambda purpose: generator or torch.default_generator

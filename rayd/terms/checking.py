@@ -1,8 +1,8 @@
-"""Checks of plain tensors given to terms: labels, features and logits that do not fit are refused.
+"""Validation of plain tensors given to terms: labels, features and logits.
 
-The engine's own tensors fit by construction. Those of a user's loop may not, and most of them would
-be misread in silence: an index of -1 is the last class to one operation and no class to the next,
-and features of one dimension are broadcast to any other.
+The engine's own tensors are valid by construction. Invalid ones from a user's loop would mostly be
+misread silently: an index of -1 is the last class to one operation and no class to the next, and
+features of one dimension are broadcast to any other.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ def indices(labels: Any, images: int, classes: int | None, what: str) -> Tensor:
     """Labels as class indices int64 (images,).
 
     Args:
-        labels: what came for them.
-        images: how many there must be.
-        classes: number of classes, which the indices must be below; None if it follows from them.
-        what: the labels, for messages.
+        labels: the argument.
+        images: required number of labels.
+        classes: number of classes, an upper bound of the indices; None if it follows from them.
+        what: description of the labels, for messages.
 
     Raises:
-        TypeError: it is no tensor of integers.
-        ValueError: there are others than `images`, or an index is out of range.
+        TypeError: it is not a tensor of integers.
+        ValueError: their number is not `images`, or an index is out of range.
     """
     import torch
 
@@ -40,10 +40,10 @@ def indices(labels: Any, images: int, classes: int | None, what: str) -> Tensor:
         )
     if tuple(labels.shape) != (images,):
         raise ValueError(
-            f"{what} must be class indices ({images},), one an image. Got {_of(labels)} instead."
+            f"{what} must be class indices ({images},), one per image. Got {_of(labels)} instead."
         )
     if not images:
-        raise ValueError(f"{what} must be of at least one image. Got none.")
+        raise ValueError(f"{what} must contain at least one image. Got none.")
     least, most = index_range(labels)
     if least < 0 or (classes is not None and most >= classes):
         above = "" if classes is None else f" to {classes - 1}"
@@ -58,7 +58,7 @@ def learned_or_indices(labels: Any, images: int, classes: int | None, what: str)
 
     Raises:
         TypeError: it is neither.
-        ValueError: there are others than `images`, or of other classes.
+        ValueError: their number is not `images`, or they have other classes.
     """
     import torch
 
@@ -74,7 +74,7 @@ def learned_or_indices(labels: Any, images: int, classes: int | None, what: str)
 
 
 def largest(labels: Tensor) -> int:
-    """The largest of class indices (N,), N above 0; known from the second call on."""
+    """The largest of class indices (N,), N above 0; cached after the first call."""
     from rayd.derived import index_range
 
     return index_range(labels)[1]
@@ -84,7 +84,7 @@ def layers(given: Mapping[Any, Sequence[Any]], term: Any) -> int:
     """Number of images of the features that a term is given, by layer role.
 
     Raises:
-        TypeError: features are no tensors of floating-point numbers.
+        TypeError: features are not tensors of floating-point numbers.
         ValueError: layers are of different numbers of images, or have dimensions that the term
             cannot read.
     """
@@ -106,17 +106,15 @@ def layers(given: Mapping[Any, Sequence[Any]], term: Any) -> int:
 
 
 def comparable(statistics: Any, given: Mapping[Any, Sequence[Tensor]], term: Any) -> None:
-    """Refuse features that statistics of real ones cannot be compared with.
+    """Refuse features that cannot be compared with statistics of real ones.
 
     Raises:
-        ValueError: there are other layers, or vectors of another dimension.
+        ValueError: layers or dimensions of vectors differ.
     """
     name = type(term).__name__
     for spec in term.specs:
         if spec not in statistics:
-            raise ValueError(
-                f"{name} needs statistics '{spec.key}', as its `measure` returns them."
-            )
+            raise ValueError(f"{name} needs statistics '{spec.key}', as returned by its `measure`.")
         theirs = statistics[spec]
         ours = given[spec.layer_role]
         if len(theirs) != len(ours):
@@ -129,7 +127,7 @@ def comparable(statistics: Any, given: Mapping[Any, Sequence[Tensor]], term: Any
             found = spec.transform.size(tuple(layer.shape[1:]))
             if wanted and wanted != found[-len(wanted) :]:
                 raise ValueError(
-                    f"{name} needs synthetic features of the shape of real ones, but for their "
+                    f"{name} needs synthetic features of the shape of real ones, apart from their "
                     f"number. Got vectors of {found[1]} and {wanted[-1]} numbers instead, in layers "
                     f"'{spec.layer_role.value}'."
                     if wanted[-1] != found[1]
@@ -139,10 +137,10 @@ def comparable(statistics: Any, given: Mapping[Any, Sequence[Tensor]], term: Any
 
 
 def floating(tensor: Tensor, what: str) -> Tensor:
-    """The tensor, in float32 at least: losses need more digits than bfloat16 has.
+    """Convert a tensor to float32 at least, as losses need more digits than bfloat16 has.
 
     Raises:
-        TypeError: it holds no floating-point numbers.
+        TypeError: it does not contain floating-point numbers.
     """
     import torch
 
@@ -156,8 +154,8 @@ def logits(given: Any, what: str = "Logits") -> Tensor:
     """Logits (M, C), in float32 at least.
 
     Raises:
-        TypeError: they are no tensor of floating-point numbers.
-        ValueError: they are no matrix, or of no image.
+        TypeError: they are not a tensor of floating-point numbers.
+        ValueError: they are not a matrix, or there are no images.
     """
     wide = floating(given, what)
     if wide.ndim != 2 or not len(wide):
@@ -166,11 +164,11 @@ def logits(given: Any, what: str = "Logits") -> Tensor:
 
 
 def images(given: Any, what: str) -> Tensor:
-    """Images (N, channels, h, w), as they came.
+    """Validate images (N, channels, h, w), and return them unchanged.
 
     Raises:
-        TypeError: they are no tensor of floating-point numbers.
-        ValueError: they have other dimensions.
+        TypeError: they are not a tensor of floating-point numbers.
+        ValueError: they have a different number of dimensions.
     """
     floating(given, what)
     if given.ndim != 4:
@@ -183,8 +181,8 @@ def vectors(given: Any, what: str) -> Tensor:
     """Feature vectors (N, d), in float32 at least.
 
     Raises:
-        TypeError: they are no tensor of floating-point numbers.
-        ValueError: they have other dimensions.
+        TypeError: they are not a tensor of floating-point numbers.
+        ValueError: they have a different number of dimensions.
     """
     wide = floating(given, what)
     if wide.ndim != 2:
@@ -193,7 +191,7 @@ def vectors(given: Any, what: str) -> Tensor:
 
 
 def _dimensions(transforms: Sequence[Any]) -> tuple[tuple[int, ...], str]:
-    """Numbers of dimensions of features that all of these transforms read, and that in words."""
+    """Numbers of dimensions that all of these transforms accept, and their description."""
     from rayd.statistics import Attention, Channels, Flat, Normalized, Patches, Vectors
 
     plain = [one.inner if isinstance(one, Normalized) else one for one in transforms]
@@ -202,15 +200,15 @@ def _dimensions(transforms: Sequence[Any]) -> tuple[tuple[int, ...], str]:
     if any(isinstance(one, Vectors) for one in plain):
         return (3,), "vectors (n, s, d)"
     if plain and not any(isinstance(one, Flat) for one in plain):
-        return tuple(range(1, 9)), "what its transform takes"  # the transform is the user's own
+        return tuple(range(1, 9)), "what its transform takes"  # a user-defined transform
     if not plain:
         return (2,), "vectors (n, d)"
     return tuple(range(2, 9)), "vectors (n, d), or maps, which are flattened"
 
 
 def _sizes(statistic: Any) -> tuple[int, ...]:
-    """Number s, where it counts, and dimension d of the feature vectors that a statistic of the
-    package was made of; none of a user's own.
+    """Number s, if it matters, and dimension d of the feature vectors of a statistic of the
+    package; empty for user-defined statistics.
     """
     from rayd.statistics import (
         CharacteristicFunction,

@@ -60,7 +60,7 @@ attention_matching = functional(AttentionMatching, "attention_matching", COMPARE
 class NormalizationMatching(ComparesStatistics, objectives.NormalizationMatching):  # type: ignore[misc]
     """Distances of means and of variances, channel by channel, over all images (SRe2L).
 
-    Features are the inputs (N, c, h, w) of normalisation layers, one a layer.
+    Features are the inputs (N, c, h, w) of normalisation layers, one tensor per layer.
 
     >>> import torch
     >>> maps = [torch.rand(4, 3, 8, 8), torch.rand(4, 6, 4, 4)]
@@ -77,8 +77,8 @@ class MomentMatching(ComparesStatistics, objectives.MomentMatching):  # type: ig
     """Distances of means and of variances of inputs of normalisations and convolutions (EDC).
 
     Features are a mapping from `bn_inputs` (may be missing) and `conv_inputs` to maps
-    (N, c, h, w), one a layer. With `momentum` above 0 a `context` that is given again keeps
-    the smoothed statistics.
+    (N, c, h, w), one per layer. With `momentum` above 0, the `context` keeps the smoothed
+    statistics if it is passed again.
 
     >>> import torch
     >>> maps = {"conv_inputs": [torch.rand(4, 3, 8, 8)], "bn_inputs": [torch.rand(4, 6, 8, 8)]}
@@ -126,7 +126,7 @@ statistic_matching = functional(StatisticMatching, "statistic_matching", COMPARE
 class Centralization(ComparesStatistics, objectives.Centralization):
     """Squared distances of features from the centres of their classes (IID).
 
-    Features are vectors (N, d). Real ones count with `centre="real"` alone; else give None.
+    Features are vectors (N, d). Real ones are used only with `centre="real"`; otherwise, pass None.
 
     >>> import torch
     >>> features = torch.tensor([[0.0], [2.0], [5.0]])
@@ -148,7 +148,7 @@ class Centralization(ComparesStatistics, objectives.Centralization):
 
             if self.specs:
                 raise TypeError("Centralization(centre='real') needs features of real images.")
-            # no statistic of real features is compared: any will do
+            # statistics of real features are not used, so any will do
             given = self._layers(synthetic)[LayerRole.FEATURES][0]
             real = checking.vectors(given, "Features of Centralization")[:1].detach()
             real_labels = torch.zeros(1, dtype=torch.long, device=real.device)
@@ -163,8 +163,8 @@ class CharacteristicFunctionMatching(  # type: ignore[misc]
 ):
     """Distances of characteristic functions, class by class (NCFM, CSDM).
 
-    Features are vectors (N, d). Frequencies are drawn by `generator`, at every call unless the real
-    side was measured.
+    Features are vectors (N, d). Frequencies are drawn with `generator` in every call, unless the
+    real side was measured.
 
     >>> import torch
     >>> features = torch.rand(8, 5)
@@ -183,8 +183,8 @@ characteristic_function_matching = functional(
 class SpectralFilterMatching(ComparesStatistics, objectives.SpectralFilterMatching):  # type: ignore[misc]
     """Distances of filtered correlations of features, and of signals through the filter (UniDD).
 
-    Features are inputs (N, c, h, w) of convolutions, one a layer, or with `layers="features"`
-    vectors (N, d).
+    Features are inputs (N, c, h, w) of convolutions, one per layer, or with
+    `layers="features"` vectors (N, d).
 
     >>> import torch
     >>> features = torch.rand(8, 5)
@@ -199,9 +199,9 @@ spectral_filter_matching = functional(SpectralFilterMatching, "spectral_filter_m
 
 
 class CurriculumFilterMatching(ComparesStatistics, objectives.CurriculumFilterMatching):  # type: ignore[misc]
-    """`SpectralFilterMatching` with a ridge that falls from block to block (CFM).
+    """`SpectralFilterMatching` with a ridge that decreases from block to block (CFM).
 
-    The block is told by `context=Context(block=..., blocks=..., memory=...)`.
+    The block is given by `context=Context(block=..., blocks=..., memory=...)`.
 
     >>> import torch
     >>> features = torch.rand(8, 5)

@@ -1,4 +1,4 @@
-"""Terms of synthetic images alone: of the logits of a trained network, or of the images."""
+"""Terms of synthetic images only: of the logits of a trained network, or of the images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ cross_entropy = functional(CrossEntropy, "cross_entropy", ("labels",))
 
 
 class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
-    """Cross-entropy of logits (M, C) and class indices (M,), over classes, as in NCFM.
+    """Cross-entropy of logits (M, C) and class indices (M,), summed over classes, as in NCFM.
 
     >>> import torch
     >>> bool(Calibration()(torch.zeros(2, 4), torch.tensor([0, 3])) > 0)
@@ -43,7 +43,7 @@ calibration = functional(Calibration, "calibration", ("labels",))
 class ClassAware(OfLogits, objectives.ClassAware):
     """`Calibration` times the accuracy of the network on real images (IDM).
 
-    The accuracy is given with the call, a fraction.
+    The accuracy is an argument of the call, a fraction.
 
     >>> import torch
     >>> bool(ClassAware()(torch.zeros(2, 4), torch.tensor([0, 3]), accuracy=0.9) > 0)
@@ -53,12 +53,12 @@ class ClassAware(OfLogits, objectives.ClassAware):
     def __call__(  # type: ignore[override]
         self, logits: Any, labels: Any, _labels: Any = None, _context: Any = None, **given: Any
     ) -> Tensor:
-        """As of `CrossEntropy`, with class indices and `accuracy`, a number or a scalar tensor.
+        """As for `CrossEntropy`, with class indices and `accuracy`, a number or a scalar tensor.
 
         Raises:
-            TypeError: logits or labels are no tensors of their kind, or there is no accuracy.
-            ValueError: shapes do not fit together, a label is out of range, or the accuracy is no
-                fraction.
+            TypeError: logits or labels are not tensors of the right kind, or there is no accuracy.
+            ValueError: shapes are inconsistent, a label is out of range, or the accuracy is not
+                a fraction.
         """
         value: Tensor = super().__call__(logits, labels, _labels, _context, **given)
         if is_observation(labels):
@@ -68,7 +68,7 @@ class ClassAware(OfLogits, objectives.ClassAware):
             raise TypeError(
                 "ClassAware needs the network's accuracy on real images, a fraction: accuracy=0.9."
             )
-        # the value of a tensor on a device is not looked at: that would wait for the device
+        # the value of a tensor on a device is not checked, as that would wait for the device
         if isinstance(accuracy, int | float) and not 0 <= accuracy <= 1:
             raise ValueError(
                 f"The 'accuracy' of ClassAware must be a fraction, 0 to 1. Got {accuracy} instead."
@@ -94,27 +94,27 @@ class Flatness(objectives.Flatness):
         """The unweighted value, a scalar, differentiable in the logits.
 
         Args:
-            logits: of a trained network on the images, (M, C).
-            average_logits: the same of the moving average of the images; gets no gradient.
-            labels: has no effect; as the engine calls terms.
-            context: as the engine gives it.
+            logits: logits of a trained network on the images, (M, C).
+            average_logits: logits of the moving average of the images; get no gradient.
+            labels: passed only by the engine.
+            context: passed only by the engine.
 
         Raises:
-            TypeError: logits are no tensors of floating-point numbers.
+            TypeError: logits are not tensors of floating-point numbers.
             ValueError: they differ in shape, or `compare` is `statistics`.
         """
         if is_observation(average_logits):
             return super().__call__(logits, average_logits, labels, context)
         if self.compare == "statistics":
             raise ValueError(
-                "Flatness(compare='statistics') reads the layers of a network, in a run: on tensors "
-                "use compare='logits', or MomentMatching of the layers' inputs."
+                "Flatness(compare='statistics') reads the layers of a network, which needs a run: for "
+                "tensors use compare='logits', or MomentMatching of the layers' inputs."
             )
         logits = checking.logits(logits)
         average = checking.logits(average_logits, "Logits of the average")
         if average.shape != logits.shape:
             raise ValueError(
-                "Flatness compares logits of as many images and classes. Got "
+                "Flatness compares logits of equal shape. Got "
                 f"{tuple(logits.shape)} and {tuple(average.shape)} instead."
             )
         context = Context(average_logits=lambda: average)
@@ -125,7 +125,7 @@ flatness = functional(Flatness, "flatness", ("average_logits",))
 
 
 class Densification(objectives.Densification):
-    """Divergence of the spectra of the images of each class from softer ones (GVBSM).
+    """Divergence of the spectra of the images of each class from softened ones (G-VBSM).
 
     >>> import torch
     >>> images = torch.rand(4, 3, 8, 8)
@@ -139,12 +139,12 @@ class Densification(objectives.Densification):
         """The unweighted value, a scalar, differentiable in the images.
 
         Args:
-            images: normalised, (M, channels, h, w).
+            images: normalised images (M, channels, h, w).
             labels: class indices (M,).
 
         Raises:
-            TypeError: images or labels are no tensors of their kind.
-            ValueError: shapes do not fit together, or a label is out of range.
+            TypeError: images or labels are not tensors of the right kind.
+            ValueError: shapes are inconsistent, or a label is out of range.
         """
         if is_observation(labels):
             return super().__call__(images, labels, _labels, _context)

@@ -64,7 +64,7 @@ def write_parquet(
 
 
 def write_folder(path: Path, images: Mapping[str, np.ndarray], suffix: str = ".png") -> None:
-    """An image folder with one folder a class."""
+    """An image folder with one subfolder per class."""
     for name, pixels in images.items():
         (path / name).mkdir(parents=True, exist_ok=True)
         for row, image in enumerate(pixels):

@@ -1,4 +1,4 @@
-"""A storage that fsspec reads, in a folder, which tells what was fetched from it."""
+"""An fsspec storage in a folder, which logs what is read from it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FolderStorage(fsspec.AbstractFileSystem):
 
 
 def fetched() -> list[tuple[str, int]]:
-    """What was read until now: name of the file, bytes."""
+    """File names and byte counts of all reads so far."""
     log = Path(os.environ["FOLDER_STORAGE"] + ".log")
     lines = log.read_text().splitlines() if log.exists() else []
     return [(name, int(size)) for size, name in (line.split(" ", 1) for line in lines)]

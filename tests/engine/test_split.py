@@ -140,8 +140,8 @@ def test_what_a_worker_forgot_is_forwarded_again(
     ("recipe", "overrides", "sentence"),
     [
         ("mtt-cifar10-ipc10", {}, "Students of method 'mtt' train on all images"),
-        ("dc-digits", {}, "Real images are sampled"),
-        ("frepo-digits", {}, "needs all images of a step at once|are sampled"),
+        ("dc-digits", {}, "Sampled real images"),
+        ("frepo-digits", {}, "needs all images of a step at once|Sampled real images"),
     ],
 )
 def test_what_needs_all_images_at_once_is_refused(

@@ -380,15 +380,15 @@ def test_a_plan_knows_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"synthetic": {"step_size": None}}, "learns a step size of students"),
+        ({"synthetic": {"step_size": None}}, "learns a step size for students"),
         (
             {"synthetic": {"labels": "experts"}},
-            "Labels need a step size of their own.* set 'synthesis.learning_rates.labels'",
+            "Labels need their own step size.* set 'synthesis.learning_rates.labels'",
         ),
         ({"objective": {"epochs": 7}}, r"must not exceed 'experts.epochs'. Got 6 instead"),
         (
             {"experts": {"network": {"name": "convnet", "norm": "batch"}}},
-            "must keep nothing but parameters",
+            "must have no state except parameters",
         ),
         ({"experts": {"average": 0.9}}, "no moving average"),
         ({"synthesis": {"precision": "bfloat16"}}, "needs 'synthesis.precision: float32'"),

@@ -315,7 +315,7 @@ def test_ncfm_needs_trained_observers():
 
 
 def test_ncfms_sampling_network_needs_frequencies():
-    with pytest.raises(ConfigError, match="'sampling_network' needs frequencies to weigh"):
+    with pytest.raises(ConfigError, match="'sampling_network' needs frequencies to weight"):
         methods.build(
             recipe(
                 "ncfm",

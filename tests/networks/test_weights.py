@@ -215,15 +215,15 @@ def test_a_classifier_of_other_classes_starts_anew_where_it_is_trained_further(
     [
         (
             ["cat", "frog", "dog"],
-            "know the classes of the data in another class order: class 1 is 'frog' there and 'dog' in the data.",
+            "have the classes of the data in another class order: class 1 is 'frog' there and 'dog' in the data.",
         ),
         (
             ["cat", "horse", "frog"],
-            "are used unchanged, but know other classes: class 'dog' of the data is not among them.",
+            "are used unchanged, but have other classes: class 'dog' of the data is not among them.",
         ),
         (
             ["cat", "dog", "frog", "horse"],
-            "are used unchanged, but know other classes: the data have no class 'horse'.",
+            "are used unchanged, but have other classes: the data have no class 'horse'.",
         ),
     ],
 )
@@ -327,7 +327,7 @@ def test_an_archive_that_holds_more_than_tensors_is_never_loaded(
         _use_new_zipfile_serialization=not legacy,
     )
     assert refusal(checkpoint, ArtifactError) == (
-        f"'{checkpoint}' is a pickle that holds more than tensors, which rayd never loads; convert it to safetensors."
+        f"'{checkpoint}' is a pickle with more than tensors, which rayd never loads; convert it to safetensors."
     )
     assert not (tmp_path / "trace").exists()
 
@@ -335,19 +335,19 @@ def test_an_archive_that_holds_more_than_tensors_is_never_loaded(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ([1, 2], "must hold a state dict, that is tensors by name. Got list instead."),
-        ({}, "must hold a state dict, that is tensors by name. Got dict instead."),
+        ([1, 2], "must contain a state dict, i.e. tensors by name. Got list instead."),
+        ({}, "must contain a state dict, i.e. tensors by name. Got dict instead."),
         (
             {"epoch": 3, "net": {"weight": torch.zeros(1)}},
-            "holds its state dict under 'net', and may hold others; save that alone",
+            "contains its state dict under 'net', and perhaps others; save only that one",
         ),
         (
             {"epoch": 3},
-            "must hold a state dict, that is tensors by name. Got 'epoch': int instead.",
+            "must contain a state dict, i.e. tensors by name. Got 'epoch': int instead.",
         ),
         (
             {0: torch.zeros(1)},
-            "must hold a state dict, that is tensors by name. Got 0: Tensor instead.",
+            "must contain a state dict, i.e. tensors by name. Got 0: Tensor instead.",
         ),
     ],
 )
@@ -361,14 +361,14 @@ def test_an_archive_of_something_else_is_refused(
 def test_a_truncated_archive_is_refused(checkpoint: Path) -> None:
     torch.save(trained(), checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    assert f"'{checkpoint}' is truncated or no checkpoint of torch: " in refusal(
+    assert f"'{checkpoint}' is truncated or not a torch checkpoint: " in refusal(
         checkpoint, ArtifactError
     )
 
 
 def test_a_file_of_another_kind_is_refused(checkpoint: Path) -> None:
     write_tensors(checkpoint, trained())
-    assert "is no checkpoint of torch; a safetensors file must end in '.safetensors'." in refusal(
+    assert "is not a torch checkpoint; a safetensors file must end in '.safetensors'." in refusal(
         checkpoint, ArtifactError
     )
 
@@ -447,8 +447,8 @@ def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(
     with pytest.raises(ConfigError) as error:
         shufflenet(["tabby", name], head=True)
     assert str(error.value) == (
-        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used unchanged, so every class must be one of the 1000 that "
-        f"they know. Got '{name}' instead."
+        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used unchanged, so every class must be one of the 1000 of "
+        f"their classifier. Got '{name}' instead."
     )
 
 

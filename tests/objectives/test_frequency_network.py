@@ -228,7 +228,7 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
 
 
 def test_means_have_no_frequencies_to_weigh():
-    with pytest.raises(ValueError, match=r"needs frequencies to weigh. Got Moments"):
+    with pytest.raises(ValueError, match=r"needs frequencies to weight. Got Moments"):
         CharacteristicFunctionDistance(
             StatisticSpec(LayerRole.FEATURES, Flat(), Moments), adversary=FrequencyAdversary()
         )

@@ -281,7 +281,7 @@ def test_features_that_are_not_finite_are_one_clear_error():
     real, _, _ = real_side()
     seen = observation(1, len(LABELS))
     seen.layers[LayerRole.CONV_PATH][1][0, 0, 0, 0] = float("nan")
-    with pytest.raises(RunError, match="not finite any more; lower synthesis"):
+    with pytest.raises(RunError, match="no longer finite; lower synthesis"):
         SpectralFilterDistance(fixed(Ridge(0.1)))(real, seen, LABELS, Context())
 
 

@@ -192,7 +192,7 @@ def test_a_circle_is_refused(tmp_path, files, circle):
     with pytest.raises(ConfigError) as refused:
         recipes.resolve(tmp_path / "a.yaml")
     sentence = str(refused.value).replace(f"{tmp_path}/", "")
-    assert sentence == f"Recipes stand on each other in a circle: {circle}."
+    assert sentence == f"Recipes are based on each other in a circle: {circle}."
 
 
 def test_a_circle_of_cells_is_refused(folder):

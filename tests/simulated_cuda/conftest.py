@@ -18,7 +18,7 @@ from tests.simulated_cuda import shim
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., list[dict[str, Any]]]
-"""From jobs to what is reported of each; see `program`."""
+"""Maps jobs to their reports; see `program`."""
 
 
 @pytest.fixture(scope="session")

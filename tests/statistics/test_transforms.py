@@ -85,7 +85,7 @@ def test_features_without_positions_are_one_vector(transform):
 
 @pytest.mark.parametrize("side", [0, 2.5, "4", True])
 def test_patches_need_a_size(side):
-    with pytest.raises(ValueError, match="'side' of Patches must be at least 1"):
+    with pytest.raises(ValueError, match="'side' of Patches must be an integer of at least 1"):
         Patches(side)
 
 

@@ -18,7 +18,7 @@ VIEWS = {"rand_augment": 2, "crop": (0.3, 1.0), "flip": True}
 
 
 def image_set(count: int, seed: int) -> ImageSet:
-    """Noise with one bright quarter, which tells the class."""
+    """Noise with one bright quarter, which determines the class."""
     draw = np.random.default_rng(seed)
     labels = np.arange(count) % CLASSES
     images = draw.integers(0, 120, (count, *SHAPE), dtype=np.uint8)
@@ -42,7 +42,7 @@ def network(seed: int = 0, settings: NetworkSettings = CONVNET) -> nn.Module:
 
 
 def teachers() -> list[nn.Module]:
-    """Two that disagree, and whose logits do not fit into float16."""
+    """Two teachers that disagree, with logits that overflow float16."""
     made = [network(1), network(2, BATCH_NORM)]
     with torch.no_grad():
         for each in made:

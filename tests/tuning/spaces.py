@@ -1,4 +1,4 @@
-"""Small spaces, and settings that make a trial of a ready one end in a second."""
+"""Small spaces, and settings that reduce a trial of a built-in space to a second."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TINY: dict[str, dict[str, Any]] = {
         },
     ),
 }
-"""What makes a ready space small, by the first part of its name."""
+"""Settings that make a built-in space small, by the first part of its name."""
 
 
 def small(**settings: Any) -> Space:

@@ -96,7 +96,7 @@ def test_recipes_of_a_space_share_images_but_not_normalization():
         ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
         (
             {"experts.count": {"integer": [1, 5]}},
-            "'experts'.* has no effect.* method 'dm' follows no experts",
+            "'experts'.* has no effect.* method 'dm' uses no experts",
         ),
         (
             {"synthetic.rank": {"integer": [1, 5]}},

@@ -1,4 +1,4 @@
-"""What distilled sets were worth in use: results of `rayd apply`, one YAML file a command.
+"""Results of applications of distilled sets (`rayd apply`), one YAML file per command.
 
     title: Class-incremental learning of CIFAR-10, ten images a class
     command: rayd apply continual dm-cifar10-ipc5-continual --memory random --out uses/continual
@@ -45,11 +45,11 @@ class ApplicationResult(Settings):
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     """Day of the run."""
     hardware: str
-    """Machine that the result was obtained on."""
+    """Machine on which the result was obtained."""
     cpu_seconds: float = Field(ge=0)
     """Processor time of the last command."""
     repeats: str
-    """Description of what deviations are over."""
+    """Description of the repetitions over which deviations are taken."""
     columns: tuple[str, ...]
     """Points at which accuracies were taken."""
     rows: dict[str, tuple[tuple[float, ...], ...]]
@@ -58,7 +58,7 @@ class ApplicationResult(Settings):
 
 @cache
 def entries() -> Mapping[str, ApplicationResult]:
-    """All results by the name of their file, in alphabetical order."""
+    """All results by file name, in alphabetical order."""
     return read_all(FOLDER, ApplicationResult)
 
 

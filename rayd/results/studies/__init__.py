@@ -1,4 +1,4 @@
-"""What studies of `rayd tune` found: one YAML file a space whose values are all tried.
+"""Results of studies with `rayd tune`: one YAML file per space that is tried exhaustively.
 
     title: Which parts, which objective and which step size give the best hundred CIFAR-10 images
     command: rayd tune combined-cifar10-ipc10 --out sweeps/combined-cifar10-ipc10
@@ -51,9 +51,9 @@ class StudyResult(Settings):
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     """Day of the run."""
     hardware: str
-    """Machine that the result was obtained on."""
+    """Machine on which the result was obtained."""
     repeats: str
-    """Description of what deviations are over."""
+    """Description of the repetitions over which deviations are taken."""
     rows: dict[str, StudyRow]
     """Accuracies by row, in the order of the space."""
 
