@@ -96,8 +96,8 @@ def get(name: str) -> type[Method]:
     found = Method.registry.get(name) if found is None else found
     if found is None:
         hint = (
-            "To use your own method, name it as 'package.module:Name', pass '--import FILE.py' on the "
-            "command line, or its class in Python."
+            "To use your own method, name it as 'package.module:Name', pass '--import FILE.py' on "
+            "the command line, or give its class in Python."
         )
         raise ConfigError(f"{unknown('method', name, names())} {hint}")
     if not isinstance(found, type) or not issubclass(found, Method):
