@@ -7,7 +7,7 @@ class's `exit_code`. Any other exception is a bug of rayd.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -89,6 +89,27 @@ def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     return get_close_matches(str(name), sorted(known), n=count, cutoff=0.5)
 
 
+def alternatives(words: Sequence[str]) -> str:
+    """Words as alternatives of a sentence.
+
+    >>> alternatives(["a"]), alternatives(["a", "b", "c"])
+    ('a', 'a, b or c')
+    """
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
+
+
+def proposal(name: object, known: Iterable[str], count: int = 3) -> str:
+    """End of a sentence about an unknown name: the nearest known ones, or a full stop.
+
+    >>> proposal("digts", ["digits", "dc-digits", "edc"])
+    "; did you mean 'digits' or 'dc-digits'?"
+    >>> proposal("x", ["digits"])
+    '.'
+    """
+    near = [f"'{one}'" for one in nearest(name, sorted(known), count=count)]
+    return f"; did you mean {alternatives(near)}?" if near else "."
+
+
 def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> str:
     """Message for an unknown name, with the nearest known one.
 
@@ -96,8 +117,7 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> s
     "Unknown network 'convnett'; did you mean 'convnet'? Known: convnet, mlp."
     """
     names = sorted(known)
-    near = nearest(name, names)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    hint = proposal(name, names, count=1)
     location = f" in {where}" if where else ""
     return f"Unknown {kind} '{name}'{location}{hint} Known: {', '.join(names)}."
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from rayd import methods, recipes
 from rayd.config import Recipe, lookup, merge, nested, read_yaml, validate
-from rayd.errors import ConfigError, RaydError, unknown
+from rayd.errors import ConfigError, RaydError, proposal
 from rayd.names import expanded
 from tuning.domain import Domain, Point, among
 from tuning.settings import RECIPE, ROW, Space
@@ -104,7 +104,10 @@ def _find(text: str) -> Path:
         return expanded(text)
     path = FOLDER / f"{text}.yaml"
     if not path.is_file():
-        raise ConfigError(unknown("space", text, names()) + " A file must end in .yaml.")
+        raise ConfigError(
+            f"Unknown space '{text}'{proposal(text, names())} 'rayd tune' lists all of them; a file "
+            "must end in .yaml."
+        )
     return path
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rayd.config.base import S, Settings, merge
-from rayd.errors import ConfigError, unknown
+from rayd.errors import ConfigError, alternatives, unknown
 
 log = logging.getLogger(__name__)
 
@@ -419,8 +419,7 @@ def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: st
     if error["type"] == "extra_forbidden":
         inside = _inside_sections(model, key) if len(location) == 1 else []
         if inside:
-            listed = " or ".join([", ".join(inside[:-1]), inside[-1]] if inside[1:] else inside)
-            return f"Unknown setting '{key}' in {where}; did you mean {listed}?"
+            return f"Unknown setting '{key}' in {where}; did you mean {alternatives(inside)}?"
         fields = _model_at(model, error["loc"][:-1]).model_fields
         sentence = unknown(
             "setting", key, [_dotted([*location[:-1], name]) for name in fields], where

@@ -38,7 +38,7 @@ from rayd.config import (
     with_new_names,
     with_protocol,
 )
-from rayd.errors import ConfigError, nearest
+from rayd.errors import ConfigError, proposal
 from rayd.names import expanded
 from rayd.results import papers
 
@@ -291,11 +291,7 @@ def _cell(name: str, where: str = "") -> Cell:
     """
     if name in _tables_by_cell():
         return _table(_tables_by_cell()[name])[name]
-    near = [f"'{one}'" for one in nearest(name, names(), count=3)]
-    hint = "."
-    if near:
-        listed = " or ".join([", ".join(near[:-1]), near[-1]]) if near[1:] else near[0]
-        hint = f"; did you mean {listed}?"
+    hint = proposal(name, names())
     place = f" as the base of {where}" if where else ""
     raise ConfigError(
         f"Unknown recipe '{name}'{place}{hint} 'rayd recipes' lists all of them; a file must end "

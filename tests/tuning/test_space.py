@@ -194,7 +194,7 @@ def test_a_sweep_joins_the_cluster_of_its_recipe(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["edc-digitz"], "Unknown space 'edc-digitz'; did you mean 'edc-digits'?"),
+        (["edc-digitz"], "Unknown space 'edc-digitz'; did you mean 'edc-digits'"),
         (["nowhere/space.yaml"], "Cannot read"),
         (["edc-digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
         (["edc-digits", "--workers", "999"], "does not fit this machine"),
