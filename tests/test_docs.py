@@ -149,7 +149,7 @@ def test_site_builds_strictly(tmp_path):
     families = (tmp_path / "site" / "families" / "index.html").read_text(encoding="utf-8")
     assert '<a href="../methods/edc/">EDC</a>' in families
     methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")
-    assert "through a ridge that falls from block to block." in methods
+    assert "through a ridge filter whose parameter decreases from block to block." in methods
     assert "DC and DSA" in methods
     # on phones, rows of many columns say what each cell is
     results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")

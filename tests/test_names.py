@@ -47,7 +47,7 @@ def test_a_home_directory_is_found_by_every_reader_of_paths(tmp_path, monkeypatc
     )
     space = tuning.load("~/own/space.yaml")
     assert space.base == (str(tmp_path / "top.yaml"),)
-    with pytest.raises(ConfigError, match="is a directory and no recipe"):
+    with pytest.raises(ConfigError, match="is a directory, not a recipe"):
         rayd.recipes.find("~/own")
     CSVLogger("~/own/metrics.csv").on_run_start(tmp_path, recipe)
     write_page(Path("~/own/page.html"), "a page")

@@ -143,9 +143,8 @@ def find(name_or_path: str | Path) -> Path:
     if directory.is_dir() and text not in _tables_by_cell():
         if (directory / "config.yaml").is_file():
             raise ConfigError(
-                f"'{text}' is the directory of a run and no recipe; its recipe is "
-                f"'{directory / 'config.yaml'}', and a run that was interrupted is continued with "
-                "--resume."
+                f"'{text}' is the directory of a run, not a recipe; its recipe is "
+                f"'{directory / 'config.yaml'}', and to continue an interrupted run, use --resume."
             )
         raise ConfigError(
             f"'{text}' is a directory, not a recipe; to distil your own images, use 'rayd distill "

@@ -292,9 +292,8 @@ def test_recipe_is_validated_once(monkeypatch, overrides, times):
 
 
 def test_a_directory_is_no_recipe_but_may_be_data_or_a_run(tmp_path):
-    with pytest.raises(
-        ConfigError, match=f"'rayd distill digits data={tmp_path}', and a run that .* with --resume"
-    ):
+    advice = f"'rayd distill digits data={tmp_path}', and .* interrupted run, use --resume"
+    with pytest.raises(ConfigError, match=advice):
         recipes.resolve(tmp_path)
     (tmp_path / "config.yaml").write_text("method: dm\n")
     with pytest.raises(ConfigError, match=f"its recipe is '{tmp_path}/config.yaml'"):

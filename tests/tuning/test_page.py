@@ -134,7 +134,7 @@ def test_commands_of_a_page_can_be_copied(sweep):
             r"Unknown setting 'later' in the space of",
         ),
         ("sweep.yaml", "other: 1", r"'base' is missing in the space of"),
-        ("trials.csv", "a,b\n1,2\n", r"trials\.csv' is no table of trials"),
+        ("trials.csv", "a,b\n1,2\n", r"trials\.csv' is not a table of trials"),
     ],
 )
 def test_files_of_another_version_are_a_sentence(sweep, file, content, sentence):
