@@ -135,7 +135,7 @@ def main() -> None:
         timed(f"step rate, measured : sampled, IPC {ipc}", wanted,
               lambda m=measured, n=steps: m.rate(n, clock), lambda s=sampled: s.rate(1, clock))  # fmt: skip
 
-    few = in_process(recipe(options.data, ipc=10), data, tenth)
+    few = in_process(recipe(options.data, ipc=10), data, real=tenth)
     many = in_process(recipe(options.data, ipc=10), data)
     timed(
         "step rate, 10 % : 100 % of the real set",
@@ -145,8 +145,8 @@ def main() -> None:
     )
 
     for ipc, steps in ((1, 40), (10, 8)):
-        plain = in_process(recipe(options.data, ipc=ipc, method="dm"), data, tenth)
-        ours = in_process(recipe(options.data, ipc=ipc), data, tenth)
+        plain = in_process(recipe(options.data, ipc=ipc, method="dm"), data, real=tenth)
+        ours = in_process(recipe(options.data, ipc=ipc), data, real=tenth)
         timed(f"time of a measured step, csdm : dm, IPC {ipc}", "", lambda p=plain, n=steps: p.rate(n, clock),
               lambda o=ours, n=steps: o.rate(n, clock))  # fmt: skip
 
