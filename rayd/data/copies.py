@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from filelock import Timeout
 
@@ -41,9 +41,9 @@ SHARE = 0.5
 ROOM = 0.9
 """Share of the limit that eviction frees down to: scanning a million copies each time is slow."""
 PART = ".part"
-"""Ending of a file that is being fetched, `.<name>.part`."""
+"""Ending of a file that is being fetched, `.<name>.<size>.part`."""
 LOCKED = ".lock"
-"""Ending of the file that is locked meanwhile, `.<name>.lock`."""
+"""Ending of the file that is locked meanwhile, `.<name>.<size>.lock`: it reserves its room."""
 PARALLEL_FILES = 64
 """Maximum number of files fetched in parallel."""
 MOST = 1 / 8
@@ -158,22 +158,22 @@ def _fetch(originals: Iterable[Original]) -> None:
         try:
             # all processes lock files in the same order, so they cannot deadlock
             for copy in sorted(missing):
-                stack.enter_context(hold(_lock(copy), remove=True))
+                stack.enter_context(hold(_lock(copy, missing[copy]), remove=True))
                 if not _exists(missing[copy]):
                     due[copy] = missing[copy]
             if due:
                 _make_room(_root(due[copy]), sum(original.size for original in due.values()))
-                remote.get([(original.path, _part(copy)) for copy, original in due.items()])
+                remote.get([(one.path, _part(copy, one)) for copy, one in due.items()])
             for copy, original in due.items():
-                _keep(original, _part(copy), copy)
+                _keep(original, _part(copy, original), copy)
         except OSError as error:
             raise RunError(
                 f"Cannot keep a copy of '{remote.shown(missing[copy].path)}' here: "
                 f"{error.strerror}."
             ) from error
         finally:
-            for copy in due:
-                _part(copy).unlink(missing_ok=True)
+            for copy, original in due.items():
+                _part(copy, original).unlink(missing_ok=True)
 
 
 def _keep(original: Original, part: Path, copy: Path) -> None:
@@ -188,18 +188,18 @@ def _keep(original: Original, part: Path, copy: Path) -> None:
 
 
 def _make_room(root: Path, size: int) -> None:
-    """Evict copies until this many bytes fit, and reserve them."""
+    """Evict copies until files of this many bytes, whose locks are held, fit."""
     with hold(root / LOCK):
-        taken = _taken(root)
-        if taken + size > limit(root, taken):
-            copies = sorted(_copies(root), key=lambda copy: copy[0].st_atime_ns)
-            taken = sum(stat.st_size for stat, _ in copies)
-            most = ROOM * limit(root, taken) - size
-            for stat, copy in copies:
+        taken = _taken(root) + size
+        if taken > limit(root, taken - size):
+            copies = sorted(_copies(root), key=lambda copy: copy.used)
+            taken = sum(copy.size for copy in copies)
+            most = ROOM * limit(root, taken - size)
+            for copy in copies:
                 if taken <= most:
                     break
-                taken -= stat.st_size if _removed(copy) else 0
-        (root / ".taken").write_text(str(taken + size))
+                taken -= copy.size if _removed(copy.path) else 0
+        (root / ".taken").write_text(str(taken))
 
 
 def _taken(root: Path) -> int:
@@ -207,25 +207,37 @@ def _taken(root: Path) -> int:
     try:
         return int((root / ".taken").read_text())
     except (FileNotFoundError, ValueError):
-        return sum(stat.st_size for stat, _ in _copies(root))
+        return sum(copy.size for copy in _copies(root))
 
 
-def _copies(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
-    """All copies, including partial ones."""
+class _Copy(NamedTuple):
+    path: Path
+    size: int
+    """Bytes that it occupies or, of a lock, reserves."""
+    used: int
+    """Time of last use in nanoseconds since 1970."""
+
+
+def _copies(root: Path) -> Iterator[_Copy]:
+    """All copies, and the locks of those that are being fetched."""
     for folder in filter(Path.is_dir, root.iterdir()):
-        for copy in folder.rglob("*"):
+        for path in folder.rglob("*"):
+            reserved = _reserved(path)
             with suppress(FileNotFoundError):
-                if copy.is_file() and not _is_hidden(copy, LOCKED):
-                    yield copy.stat(), copy
+                if reserved is not None:
+                    yield _Copy(path, reserved, path.stat().st_mtime_ns)
+                elif path.is_file() and not _is_hidden(path, PART):
+                    stat = path.stat()
+                    yield _Copy(path, stat.st_size, stat.st_atime_ns)
 
 
 def _removed(copy: Path) -> bool:
-    """Remove a copy, or what a killed process left; return whether it is gone."""
+    """Remove a copy, or lock and part that a killed process left; return whether it is gone."""
     try:
-        if _is_hidden(copy, PART):
-            # a process that lives holds the lock
-            with hold(copy.with_suffix(LOCKED), timeout=0, remove=True):
-                copy.unlink(missing_ok=True)
+        if _is_hidden(copy, LOCKED):
+            # a process that lives holds it
+            with hold(copy, timeout=0, remove=True):
+                copy.with_suffix(PART).unlink(missing_ok=True)
         else:
             copy.unlink(missing_ok=True)
     except (Timeout, PermissionError):
@@ -249,14 +261,20 @@ def _is_hidden(copy: Path, ending: str) -> bool:
     return copy.name.startswith(".") and copy.suffix == ending
 
 
-def _part(copy: Path) -> Path:
+def _part(copy: Path, original: Original) -> Path:
     """File that a copy is fetched into."""
-    return copy.with_name(f".{copy.name}{PART}")
+    return copy.with_name(f".{copy.name}.{original.size}{PART}")
 
 
-def _lock(copy: Path) -> Path:
+def _lock(copy: Path, original: Original) -> Path:
     """File that is locked while a copy is fetched."""
-    return copy.with_name(f".{copy.name}{LOCKED}")
+    return copy.with_name(f".{copy.name}.{original.size}{LOCKED}")
+
+
+def _reserved(path: Path) -> int | None:
+    """Bytes that a lock reserves; None of any other file."""
+    size = path.with_suffix("").suffix.removeprefix(".")
+    return int(size) if _is_hidden(path, LOCKED) and size.isdecimal() else None
 
 
 def _root(original: Original) -> Path:

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,9 +77,14 @@ def streamed(name: str, **chosen: object) -> ImageData:
 
 
 def kept() -> int:
-    """Bytes of all copies."""
+    """Bytes of all copies, whole or not."""
     root = remote.root() / copies.FOLDER
-    return sum(stat.st_size for stat, _ in copies._copies(root)) if root.exists() else 0
+    total = 0
+    for path in root.glob("*/**/*"):
+        # one may be evicted meanwhile
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def size(made: Path, name: str) -> int:
@@ -266,6 +272,23 @@ def test_many_readers_under_a_small_limit(monkeypatch: pytest.MonkeyPatch) -> No
     assert not wrong
 
 
+def test_files_that_are_being_fetched_count_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYD_MIRROR_LIMIT", "350")
+    first, *others = originals(6, 100)
+    get = remote.get
+
+    def slow(files: list[tuple[Path, Path]]) -> None:
+        monkeypatch.setattr(remote, "get", get)
+        for other in others:
+            other.read_bytes()
+        get(files)
+
+    monkeypatch.setattr(remote, "get", slow)
+    first.read_bytes()
+    assert there([first, *others]) == [0, 4, 5]
+    assert kept() == 300
+
+
 def test_what_changed_is_told_and_fetched_again_when_opened_anew() -> None:
     (file,) = originals(1, 10)
     file.read_bytes()
@@ -283,11 +306,12 @@ def test_what_changed_is_told_and_fetched_again_when_opened_anew() -> None:
 def test_who_dies_while_fetching_leaves_nothing_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYD_MIRROR_LIMIT", "250")
     files = originals(3, 100)
-    part = copies.path(files[0]).with_name(".9.part")
+    part = copies.path(files[0]).with_name(".9.200.part")
     part.parent.mkdir(parents=True)
-    part.write_bytes(bytes(200))
-    os.utime(part, (1, 1))
-    with hold(part.with_name(".9.lock")):
+    part.write_bytes(bytes(20))
+    lock = part.with_suffix(".lock")
+    with hold(lock):
+        os.utime(lock, (1, 1))
         for file in files:
             file.read_bytes()
         assert part.exists(), "its process lives"
