@@ -399,7 +399,8 @@ def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) ->
     if alike and alike[0].get("note"):
         # without the accuracies of the previous entry
         kept = re.sub(r"^[\d. ]+(; )?", "", alike[0]["note"])
-        entry = {**entry, "note": "; ".join(filter(None, (entry["note"], kept)))}
+        if kept and kept not in entry["note"]:
+            entry = {**entry, "note": f"{entry['note']}; {kept}"}
     before[place : place + 1] = [dict(entry)]
     family = next(family for family, names in families().items() if name in names)
     path = folder / f"{family}.yaml"

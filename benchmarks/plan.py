@@ -4,7 +4,7 @@
     python -m benchmarks.plan dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
     evaluation.epochs=20
 
-The run starts with an empty cache; speeds of the machine are those of the user's cache. In addition
+Plan and run start with an empty cache; speeds of the machine are those of the user's cache. In addition
 to wall-clock time, the table has the processor time of this process, which depends less on other
 programs. It still depends on them, as they share caches and memory. So a piece of reference work is
 timed at both ends of every stage, and the processor time is divided by its slowdown relative to the
@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 
 from rayd import devices, recipes
-from rayd.artifacts import default_root
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
@@ -123,19 +122,20 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(devices.threads(recipe.resources))
     reference = Reference()
     began = (time.monotonic(), time.process_time())
-    planned = plan(
-        recipe, given.data_root, default_root(), Progress(quiet=True), calibrate=given.calibrate
-    )
-    planning = (time.monotonic() - began[0], time.process_time() - began[1])
     clock = Clock(reference)
     with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) / "cache"
+        planned = plan(
+            recipe, given.data_root, cache, Progress(quiet=True), calibrate=given.calibrate
+        )
+        planning = (time.monotonic() - began[0], time.process_time() - began[1])
         progress = Progress(quiet=not sys.stderr.isatty())
         with progress.attached(clock):
             distill(
                 recipe,
                 Path(folder) / "run",
                 data_root=given.data_root,
-                cache=Path(folder) / "cache",
+                cache=cache,
                 progress=progress,
             )
         clock.end()

@@ -137,6 +137,9 @@ def test_a_result_takes_the_place_of_that_with_its_settings(campaign, tmp_path, 
     assert list(found) == ["other", "digits"]
     assert [one["accuracy"] for one in found["digits"]] == [0.6, 0.92]
     assert found["digits"][1]["note"] == "0.900 0.920 0.940; of old"
+    monkeypatch.setattr(results, "entries", cache(lambda: found))
+    again = yaml.safe_load(write("digits", found["digits"][1], tmp_path).read_text())
+    assert again == found, "remarks are not written twice"
 
 
 def test_sets_judged_once_more_are_a_second_entry(campaign, tmp_path, monkeypatch):
