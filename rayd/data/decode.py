@@ -537,6 +537,9 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
         if len(content) == 0:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
         image = Image.open(io.BytesIO(content))
+        if image.format == "PNG" and _follows_pixels(bytes(content)):
+            # PIL reads what comes after the pixels, perhaps the orientation, only with them
+            image.load()
     except DAMAGE as error:
         raise damaged(encoded, error) from error
     if image.format in DRAWINGS:
@@ -545,6 +548,14 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
             "convert it to PNG."
         )
     return image, content
+
+
+def _follows_pixels(png: bytes) -> bool:
+    """Whether a PNG file has other chunks than the last, empty one after its pixels."""
+    kind = png.rfind(b"IDAT")
+    size = int.from_bytes(png[kind - 4 : kind], "big")
+    # kind and checksum take four bytes each, the empty chunk twelve
+    return kind >= 4 and len(png) - (kind + 4 + size + 4) > 12
 
 
 def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:

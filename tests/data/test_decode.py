@@ -123,6 +123,21 @@ def test_images_are_turned_upright(format: str, orientation: int) -> None:
         assert log.conversions == {"turned upright (EXIF orientation)": 1}
 
 
+def test_a_png_whose_orientation_follows_its_pixels_is_turned_upright() -> None:
+    """As programs write it that add EXIF data to a finished file."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (seen,) = some_images(1, 3)
+    content = encode(seen[:, ::-1].transpose(0, 2, 1), "PNG", exif=exif)
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    log = DecodeLog()
+    decoded = [decode_images(encoded(one), 1, log=log)[0] for one in (content, moved)]
+    assert np.array_equal(*decoded)
+    assert log.conversions == {"turned upright (EXIF orientation)": 2}
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
 def test_transparency_is_composited_on_the_background(mode: str) -> None:
     opaque = np.zeros((6, 6), bool)
