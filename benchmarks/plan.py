@@ -143,9 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
         (stage.stage, stage.seconds, *clock.seconds.get(stage.stage, (0.0, 0.0, 0.0)))
         for stage in planned.stages
     ]
-    rows.append(
-        ("in all", planned.seconds, *(sum(row[column] for row in rows) for column in (2, 3, 4)))
-    )
+    found = [sum(row[column] for row in rows) for column in (2, 3, 4)]
+    rows.append(("in all", planned.seconds, found[0], found[1], found[2]))
     if given.json:
         names = ("planned", "wall", "cpu", "quiet")
         table = {stage: dict(zip(names, row, strict=True)) for stage, *row in rows}

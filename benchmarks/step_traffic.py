@@ -30,10 +30,10 @@ from rayd import methods
 from rayd.artifacts import tensor_hash
 from rayd.config import Recipe, merge, parse_overrides
 from rayd.data import ImageData, load
-from rayd.engine.network_ids import network_ids
+from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import WorkerPool
+from rayd.engine.pool import ObjectRef, WorkerPool
 from rayd.engine.stages.blocks import place_synthesizer
 from rayd.engine.synthesizer import BlockTask
 from rayd.engine.worker import Worker
@@ -108,7 +108,7 @@ class Steps:
         self._pool.close()
 
 
-def _measured(pool: WorkerPool, recipe: Recipe, data: ImageData) -> dict:
+def _measured(pool: WorkerPool, recipe: Recipe, data: ImageData) -> dict[NetworkId, ObjectRef]:
     """Statistics of a few real images, for all observers."""
     ids = network_ids(recipe)
     rows = slice(None, None, max(1, len(data.train) // FEW))
