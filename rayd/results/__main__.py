@@ -76,9 +76,10 @@ same students, best first; ± is over distillations, if there are several.
   without the five experts that trajectory methods share, which take 16 to 26 minutes in total (30 for
   DATM's, which are its own)
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
-- rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
-  each contain four, nine or sixteen smaller ones; *best* is DM with the choices of
-  `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
+- rows named *partitioned*, *ninths*, *sixteenths* and *best* are combinations of this project, whose
+  stored images each contain four, nine or sixteen smaller ones; *best* is the choice on the validation
+  split: DM's objective at one image (`rayd tune combined-cifar10-ipc1`), NCFM's at ten
+  (`combined-cifar10-ipc10` and `combined-ncfm-cifar10-ipc10`), whose networks learn for seven minutes
 
 The papers use far more than a minute: the tables compare what methods achieve in that time, not their
 final accuracy."""
