@@ -78,8 +78,9 @@ same students, best first; ± is over distillations, if there are several.
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths*, *sixteenths* and *best* are combinations of this project, whose
   stored images each contain four, nine or sixteen smaller ones; *best* is the choice on the validation
-  split: DM's objective at one image (`rayd tune combined-cifar10-ipc1`), NCFM's at ten
-  (`combined-cifar10-ipc10` and `combined-ncfm-cifar10-ipc10`), whose networks learn for seven minutes
+  split, NCFM's objective with sixteen (`rayd tune combined-cifar10-ipc1` and `combined-cifar10-ipc10`,
+  then `combined-ncfm-cifar10-ipc1` and `combined-ncfm-cifar10-ipc10`), whose networks learn for seven
+  minutes
 
 The papers use far more than a minute: the tables compare what methods achieve in that time, not their
 final accuracy."""
