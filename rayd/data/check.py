@@ -250,7 +250,7 @@ def _chunks(encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
 
 
 def _unreadable(findings: Mapping[str, _Findings]) -> list[Problem]:
-    """Group unreadable images by reason, ignoring numbers in it: one problem per group."""
+    """Create one problem for each reason why images are unreadable, ignoring numbers in it."""
     places = defaultdict[str, list[str]](list)
     reasons: dict[str, str] = {}
     for found in findings.values():

@@ -64,7 +64,7 @@ class DataFile:
         return file
 
     def peek(self) -> BinaryIO:
-        """Open the file for reading; remote files without a copy are fetched piece by piece."""
+        """Open the file for reading; of a remote file without a copy, fetch only the bytes read."""
         if not self.is_remote:
             return self.path.open("rb")
         return copies.held(self) or _RemoteFile(self)  # type: ignore[return-value]

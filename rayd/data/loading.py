@@ -327,7 +327,11 @@ def _data(
 
 
 def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where: str) -> bool:
-    """Whether images are streamed from their files."""
+    """Whether images are streamed from their files.
+
+    Raises:
+        ConfigError: the settings require streaming, but a split is an array.
+    """
     encoded = [
         subset.split.read
         for subset in chosen.values()

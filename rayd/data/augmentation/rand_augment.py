@@ -42,7 +42,7 @@ _Apply = Callable[[Tensor, float], Tensor]
 
 
 def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """Call an operation of torchvision, imported on first use because importing it is slow."""
+    """Call an operation of torchvision, whose import takes as long as torch's, so only if used."""
     from torchvision.transforms.v2 import functional
 
     changed: Tensor = getattr(functional, operation)(images, *arguments, **keywords)
