@@ -609,9 +609,9 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["distill"], "Missing argument"),
         (["distill", "--resume"], "rayd distill --resume DIR"),
         (["distill", "--resume", "nowhere"], "holds no run of rayd to continue"),
-        (["distill", "digits", "data.path=x"], "Own data are given as data=PATH"),
+        (["distill", "digits", "data.path=x"], "Use data=PATH for your own data"),
         (["distill", "digits", "data=nowhere/x"], "There is no data set at 'nowhere/x'"),
-        (["distill", "digits", "data=cifar11"], "Own data are given as data=PATH"),
+        (["distill", "digits", "data=cifar11"], "Use data=PATH for your own data"),
         (["show", "nowhere", "--png", "x.tif"], "must be a run directory"),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_value_in_place_of_a_list_is_refused_with_the_form_of_a_list():
     "tree", [{"data": {"path": "/x"}}, {"data_path": "/x"}, {"dataset": "/x"}, {"path": "/x"}]
 )
 def test_other_words_for_own_data_are_refused_with_the_right_one(tree):
-    with pytest.raises(ConfigError, match=r"Unknown setting .* Own data are given as data=PATH"):
+    with pytest.raises(ConfigError, match=r"Unknown setting .* Use data=PATH for your own data"):
         validate(Recipe, merge(LEAST, tree))
 
 

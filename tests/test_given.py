@@ -123,7 +123,7 @@ def test_splits_that_number_other_classes_are_refused(tmp_path):
     test = Pairs([(image, row % 2) for row, image in enumerate(pixels(4, seed=1))], ["bee", "cow"])
     with pytest.raises(
         DataError,
-        match=r"'test' must have the classes of the one given as 'train', in the same order: 'ant', "
+        match=r"'test' must have the same classes as 'train', in the same order: 'ant', "
         r"'bee' and 'cow'. Got 'bee' and 'cow' instead",
     ):
         save(train, test, cache=tmp_path)
@@ -260,12 +260,12 @@ class Broken(Pairs):
 @pytest.mark.parametrize(
     ("normalization", "sentence"),
     [
-        (([0.5] * 3, [0.0] * 3), "standard deviations above 0"),
-        (([0.5] * 3, [-1.0] * 3), "standard deviations above 0"),
-        (([0.5] * 3, [float("nan")] * 3), "standard deviations above 0"),
+        (([0.5] * 3, [0.0] * 3), "positive standard deviations"),
+        (([0.5] * 3, [-1.0] * 3), "positive standard deviations"),
+        (([0.5] * 3, [float("nan")] * 3), "positive standard deviations"),
         (([0.5] * 2, [0.5] * 2), "3 each. Got 2 and 2 instead"),
         (([0.5] * 3,), "3 each. Got 3 instead"),
-        (0.5, "must be a pair, means and standard deviations. Got float"),
+        (0.5, "must be a pair of means and standard deviations. Got float"),
     ],
 )
 def test_a_normalization_that_cannot_be_undone_is_refused(normalization, sentence, tmp_path):
@@ -289,20 +289,20 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("train", "sentence"),
     [
-        (Pairs(list(pixels(4))), "has no labels"),
+        (Pairs(list(pixels(4))), "must have items that are pairs of an image and a label"),
         ((pixels(4), torch.zeros(4, dtype=torch.long)), "at least two classes"),
         ((pixels(4) * 2, torch.arange(4) % 2), r"must lie in \[0, 1\]"),
-        ((pixels(4), torch.arange(3)), "a label for each image"),
+        ((pixels(4), torch.arange(3)), "one label per image"),
         ((pixels(4), torch.rand(4)), "must be class indices"),
-        (Stream(), "a data set with a length"),
+        (Stream(), "a map-style data set with a length"),
         (Pairs([]), "is empty"),
         ((torch.rand(4, 5, 8, 8), torch.arange(4) % 2), "with C of 1 or 3"),
-        ((pixels(4), torch.arange(4) + 1), "from 0 to 4 without gaps. No image has label 0"),
-        ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, the least -1"),
+        ((pixels(4), torch.arange(4) + 1), r"must cover 0\.\.4\. No image has label 0"),
+        ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, minimum -1"),
         (Pairs([(pixels(1)[0], torch.eye(2)[0])] * 4), "class index. Got 2 numbers in item 0"),
         (
             Table([{"image": pixels(1)[0], "label": [0, 1][: 1 + row % 2]} for row in range(4)]),
-            "class index. Got 2 numbers in item 1 instead: .* several labels of an image",
+            "class index. Got 2 numbers in item 1 instead: .* multiple labels per image",
         ),
         (Broken([(pixels(1)[0], 0)] * 4), r"Item 2 of .* cannot be read \(OSError: broken file"),
         (
@@ -317,8 +317,8 @@ class Stream(IterableDataset):
             Pairs([(np.eye(size, dtype=np.uint8), size % 2) for size in (7, 8, 9, 10)]),
             "all 0 or 1, which",
         ),
-        ("mnist", "must be an object. Got 'mnist' instead: data are named by data='mnist'"),
-        (7, "a data set with a length"),
+        ("mnist", "must be an object. Got 'mnist' instead: pass a name or path as data='mnist'"),
+        (7, "a map-style data set with a length"),
     ],
 )
 def test_unfit_data_are_refused(train, sentence, tmp_path):

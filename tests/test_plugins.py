@@ -317,7 +317,7 @@ def test_data_by_module_and_name(own, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("mapping_without_train", "must be one, or a mapping with 'train'.*Got test instead"),
+        ("mapping_without_train", "be a data set, or a mapping with 'train'.*Got test instead"),
         ("broken", r"cannot be read \(OSError: no disk\)"),
         ("absent", "has no 'absent'"),
     ],

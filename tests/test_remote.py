@@ -398,7 +398,10 @@ def test_what_works_on_paths_only_says_so(memory, tmp_path):
             "An export is written to a path",
             lambda: export(run.distilled, "npz", "memory://bucket/x.npz"),
         ),
-        ("'mnist' is fetched into a folder", lambda: fetch("mnist", Path("memory://bucket/data"))),
+        (
+            "'mnist' cannot be fetched to a URL",
+            lambda: fetch("mnist", Path("memory://bucket/data")),
+        ),
         (
             "A sweep's --out must be a path",
             lambda: sweep("edc-digits", out="memory://bucket/sweep"),

@@ -425,7 +425,7 @@ def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: st
             "setting", key, [_dotted([*location[:-1], name]) for name in fields], where
         )
         own_data = key.startswith(("data", "path"))
-        return f"{sentence} Own data are given as data=PATH." if own_data else sentence
+        return f"{sentence} Use data=PATH for your own data." if own_data else sentence
     if error["type"] == "missing":
         return f"Setting '{key}' is missing in {where}."
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -1,6 +1,6 @@
-"""Real images: locating, reading, splitting and normalising data sets. Imports no Ray.
+"""Real images: locating, reading, splitting and normalising data sets. Does not import Ray.
 
-`rayd.data.augmentation` is for all images, the synthetic ones among them.
+`rayd.data.augmentation` applies to all images, real and synthetic.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _WITH_TORCH = {
     "fit_normalization": "normalization",
     "restore": "normalization",
 }
-"""Names imported on first use, with their module: finding data sets needs no torch."""
+"""Names imported on first use, with their module, because finding data sets needs no torch."""
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ GROUPS = Path("/sys/fs/cgroup")
 def available_memory() -> int | None:
     """Bytes that this process can use without swapping; None if the system does not report them.
 
-    Linux: the kernel's estimate of available memory, capped by the control groups (container or
-    scheduler job). Elsewhere: the machine's memory.
+    On Linux, the kernel's estimate of available memory, capped by control groups (containers,
+    scheduler jobs). On other systems, the machine's total memory.
     """
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -29,7 +29,7 @@ def available_memory() -> int | None:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Bytes left under the limits of this process's control groups, where readable."""
+    """Yield the bytes left in each of this process's control groups that has a readable limit."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
@@ -44,11 +44,17 @@ def _left_in_groups() -> Iterator[int]:
 
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-"""A group's files of limit and use, and the statistic of reclaimable use: inactive file pages."""
+"""Files with a group's limit and usage, and the statistic for reclaimable memory (inactive file
+pages), by version of control groups.
+"""
 
 
 def _left(group: Path, limit: str, used: str, reclaimable: str) -> int:
-    """Bytes that one group has left; ValueError where it has no limit."""
+    """Bytes left in one group.
+
+    Raises:
+        ValueError: the group has no limit.
+    """
     lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     reclaimed = next((int(value) for name, value in lines if name == reclaimable), 0)
     return int((group / limit).read_text()) - int((group / used).read_text()) + reclaimed

@@ -1,8 +1,7 @@
-"""Catalogue of the field's data sets: classes in canonical order, sizes, and where to get them.
+"""Catalogue of known data sets: classes in canonical order, sizes, and download locations.
 
-A data set is listed so that it can be found by name, fetched, and checked. A copy whose classes are
-in another order trains just as well, but its per-class results and its long tail belong to other
-classes.
+Listed data sets can be found by name, fetched, and checked. A copy whose classes are in a different
+order trains just as well, but per-class results and the long tail refer to the wrong classes.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ class Download:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set of the field."""
+    """A known data set."""
 
     name: str
     """Name in recipes."""
     classes: int
     """Number of classes."""
     shape: ImageShape | None
-    """Shape of an image; None where the files have different sizes."""
+    """Shape of an image; None if images differ in size."""
     train: int
     """Number of training images."""
     test: int
-    """Number of test images; of validation images if `test_is_validation`; 0 where rayd carves a
-    test split.
+    """Number of test images, or of validation images if `test_is_validation`; 0 if there are none
+    and rayd carves a test split.
     """
     class_names: tuple[str, ...] | None = None
-    """Classes in canonical order; None where copies spell them differently."""
+    """Classes in canonical order; None if copies spell them differently."""
     places: tuple[str, ...] = ()
     """Other locations under the data root: torchvision's folders and files."""
     pickled: tuple[str, ...] = ()
@@ -53,9 +52,9 @@ class KnownSet:
     remedy: str = ""
     """How to obtain the set if `fetch` cannot, as a clause."""
     train_counts: tuple[int, ...] | None = None
-    """Training images of each class, where they differ and are known."""
+    """Training images per class, if they differ and are known."""
     test_counts: tuple[int, ...] | None = None
-    """Test images of each class, where they differ and are known."""
+    """Test images per class, if they differ and are known."""
     test_is_validation: bool = False
     """Whether the images used for testing are published as a validation split."""
 
@@ -110,7 +109,7 @@ IMAGENETTE_CLASSES = {
     "n03445777": "golf ball",
     "n03888257": "parachute",
 }
-"""WordNet synset to name, in canonical order."""
+"""Class name of each WordNet synset, in canonical order."""
 
 DIGITS = tuple(map(str, range(10)))
 
@@ -268,14 +267,14 @@ KNOWN: Mapping[str, KnownSet] = {known.name: known for known in _SETS}
 """Known data sets by name."""
 
 ALIASES: Mapping[str, Mapping[str, str]] = {"imagenette": IMAGENETTE_CLASSES}
-"""Maps from other spellings of a set's classes to the canonical ones."""
+"""Canonical class names by alternative spelling, for each set."""
 
 
 def known_set(name: str) -> KnownSet:
     """Look up a known data set by name.
 
     Raises:
-        DataError: no data set of this name is known.
+        DataError: there is no known data set of this name.
     """
     if name not in KNOWN:
         raise DataError(unknown("data set", name, KNOWN))
@@ -286,8 +285,8 @@ def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
     """Check the classes of a copy of a known data set; return the problem as a sentence, or None.
 
     >>> check_class_order("mnist", [*"0123456798"])  # doctest: +NORMALIZE_WHITESPACE
-    "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong
-    to other classes."
+    "Class 8 of 'mnist' must be '8'. Got '9' instead: per-class results and the long tail would
+    refer to the wrong classes."
     """
     known = KNOWN.get(name)
     if known is None:
@@ -296,22 +295,22 @@ def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
         return f"'{name}' must have {known.classes} classes. Got {len(class_names)} instead."
     canonical = known.class_names
     if canonical is None:
-        # ImageNet's canonical order is that of its synsets; copies that spell the classes in words
-        # cannot be checked
+        # ImageNet's canonical order is that of the synsets; if a copy names classes by words
+        # instead, their order cannot be checked
         synsets = all(_is_synset(spelled) for spelled in class_names)
         canonical = tuple(sorted(class_names)) if synsets else tuple(class_names)
     aliases = ALIASES.get(name, {})
     for label, (expected, spelled) in enumerate(zip(canonical, class_names, strict=True)):
-        if _plain(aliases.get(spelled, spelled)) != _plain(expected):
+        if _simplified(aliases.get(spelled, spelled)) != _simplified(expected):
             return (
-                f"Class {label} of '{name}' must be '{expected}'. Got '{spelled}' instead: results "
-                "by class, and long tails, would belong to other classes."
+                f"Class {label} of '{name}' must be '{expected}'. Got '{spelled}' instead: "
+                "per-class results and the long tail would refer to the wrong classes."
             )
     return None
 
 
-def _plain(name: str) -> str:
-    """Class name reduced to its letters and digits in lower case, as copies differ in the rest."""
+def _simplified(name: str) -> str:
+    """Reduce a class name to lower-case letters and digits, as copies differ in everything else."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

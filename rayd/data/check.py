@@ -1,6 +1,6 @@
-"""All problems of a data set at once, from every image: `rayd data check`.
+"""Full check of a data set for `rayd data check`: inspects every image and lists all problems.
 
-Reading stops at the first problem; a check goes on, image by image, and lists them all.
+A run, in contrast, stops at the first problem.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from rayd.data.summary import LABEL, WIDTH, DataSummary, images, summarize
 from rayd.errors import DataError, RaydError
 
 LISTED = 10
-"""Images that are listed for one kind of problem; JSON has all."""
+"""Maximum number of images listed per problem in a terminal; the JSON output lists all."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with a data set, or worth knowing."""
+    """An error in a data set, or a note about it."""
 
     kind: Literal["error", "note"]
-    """An error keeps the data from being read; a note does not."""
+    """An error prevents the data from being read; a note does not."""
     what: str
     """The problem, as a sentence."""
     where: tuple[str, ...] = ()
-    """Images that have it, where it is one of images."""
+    """Affected images; empty if the problem does not concern individual images."""
 
     def lines(self) -> list[str]:
         """Lines for a terminal."""
@@ -69,7 +69,7 @@ class Check:
     name: str
     """Name or path of the data."""
     summary: DataSummary | None
-    """The readable data; None if nothing is readable."""
+    """Summary of the readable data; None if nothing is readable."""
     problems: tuple[Problem, ...]
     """All problems, errors first."""
 
@@ -102,28 +102,29 @@ class _Findings:
     """Findings on the images of one split."""
 
     keys: Keys
-    """Hash of the pixels of each image; a different one for each unreadable image."""
+    """Hash of the pixels of each image; unique for each unreadable image."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Number of images by height and width."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Place and reason of each image that cannot be read."""
+    """Location of each unreadable image, and the reason."""
     blank: set[int] = field(default_factory=set)
-    """Keys of images of one colour."""
+    """Keys of single-colour images."""
     brightest: int = 0
-    """Largest value of a pixel."""
+    """Largest pixel value."""
     coloured: int = 0
-    """Number of images with a colour."""
+    """Number of colour images."""
     log: DecodeLog = field(default_factory=DecodeLog)
 
 
 def check(settings: DataSettings, root: Path | None = None) -> Check:
-    """Go through every image of a data set.
+    """Check every image of a data set.
 
     Args:
         settings: data set, and how it is read.
-        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        root: data root, searched before `$RAYD_DATA` and `~/.cache/rayd/data`.
 
     Returns:
-        All problems found.
+        The result, with all problems found.
     """
     try:
         source = open_source(settings.name, root, settings)
@@ -131,7 +132,7 @@ def check(settings: DataSettings, root: Path | None = None) -> Check:
         return Check(settings.name, None, (Problem("error", str(error)),))
     findings: dict[str, _Findings] = {}
     for name, split in source.splits.items():
-        findings[name] = _look(split, settings)
+        findings[name] = _scan(split, settings)
     problems = [*_unreadable(findings), *_shapes(settings, findings)]
     summary = None
     try:
@@ -146,8 +147,8 @@ def check(settings: DataSettings, root: Path | None = None) -> Check:
     return Check(settings.name, summary, tuple(problems))
 
 
-def _look(split: Split, settings: DataSettings) -> _Findings:
-    """Decode every image of a split, each in its own size."""
+def _scan(split: Split, settings: DataSettings) -> _Findings:
+    """Decode every image of a split at its original size."""
     rows = np.arange(len(split.labels))
     found = _Findings(np.arange(len(rows)).astype(np.uint64))
     decoder = replace(Decoder.of(settings), side=None, mode="rgb")
@@ -169,41 +170,42 @@ def _look(split: Split, settings: DataSettings) -> _Findings:
     with ThreadPoolExecutor(cores(), "rayd-check") as pool:
         start = 0
         for chunk in _chunks(_readable(read.encoded.read(rows), split, found)):
-            for offset, seen in enumerate(pool.map(lambda one: _see(one, decoder), chunk)):
+            for offset, image in enumerate(pool.map(lambda one: _inspect(one, decoder), chunk)):
                 row = start + offset
-                if isinstance(seen, str):
-                    found.unreadable.append((printable(chunk[offset].where), seen))
-                    # no copy of any other image
+                if isinstance(image, str):
+                    found.unreadable.append((printable(chunk[offset].where), image))
+                    # a unique key, so that unreadable images never count as copies
                     found.keys[row] = _key((row,), chunk[offset].where.encode("utf-8", "replace"))
                 else:
-                    found.keys[row] = seen.key
-                    found.sizes[seen.size] += 1
-                    found.brightest = max(found.brightest, seen.brightest)
-                    if seen.blank:
-                        found.blank.add(seen.key)
-                    found.coloured += seen.coloured
-                    found.log.add(seen.log)
+                    found.keys[row] = image.key
+                    found.sizes[image.size] += 1
+                    found.brightest = max(found.brightest, image.brightest)
+                    if image.blank:
+                        found.blank.add(image.key)
+                    found.coloured += image.coloured
+                    found.log.add(image.log)
             start += len(chunk)
     for row in range(start, len(rows)):
-        # no copies of any other image
+        # likewise unique
         found.keys[row] = _key((row,), split.where.encode("utf-8", "replace"))
     return found
 
 
 def _readable(encoded: Iterable[Encoded], split: Split, found: _Findings) -> Iterator[Encoded]:
-    """Images up to the first that its file does not give, which ends the split.
+    """Yield images until one cannot be extracted from its file.
 
-    A Parquet file is read in one go: an image that is null, or a damaged page, hides what follows.
+    A Parquet file is read sequentially, so a null image or a damaged page ends the scan of the
+    split.
     """
     try:
         yield from encoded
     except DataError as error:
-        found.unreadable.append((split.where, f"{error} What follows was not looked at."))
+        found.unreadable.append((split.where, f"{error} The images after it were not checked."))
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One image."""
+class _Inspected:
+    """Properties of one decoded image."""
 
     key: int
     size: tuple[int, int]
@@ -213,8 +215,8 @@ class _Seen:
     log: DecodeLog
 
 
-def _see(encoded: Encoded, decoder: Decoder) -> _Seen | str:
-    """Decode an image; the reason if that fails."""
+def _inspect(encoded: Encoded, decoder: Decoder) -> _Inspected | str:
+    """Decode an image and return its properties, or an error message if decoding fails."""
     log = DecodeLog()
     try:
         image = decoder.decode(encoded, 3, log)
@@ -224,9 +226,9 @@ def _see(encoded: Encoded, decoder: Decoder) -> _Seen | str:
     except DAMAGE as error:
         return str(damaged(encoded, error))
     coloured = bool((pixels != pixels[..., :1]).any())
-    # that greyscale images are read as colours here says nothing
+    # the check itself decodes greyscale images to RGB; a run may not
     log.conversions.pop("greyscale repeated in three channels", None)
-    return _Seen(
+    return _Inspected(
         key=_key(pixels.shape, pixels.tobytes()),
         size=pixels.shape[:2],
         coloured=coloured,
@@ -248,7 +250,7 @@ def _chunks(encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
 
 
 def _unreadable(findings: Mapping[str, _Findings]) -> list[Problem]:
-    """One problem for each reason why images cannot be read, numbers aside."""
+    """Create one problem for each reason why images are unreadable, ignoring numbers in it."""
     places = defaultdict[str, list[str]](list)
     reasons: dict[str, str] = {}
     for found in findings.values():
@@ -261,7 +263,7 @@ def _unreadable(findings: Mapping[str, _Findings]) -> list[Problem]:
 
 
 def _shapes(settings: DataSettings, findings: Mapping[str, _Findings]) -> list[Problem]:
-    """Problems of sizes and colours."""
+    """Problems with image sizes and with colour."""
     sizes = Counter[tuple[int, int]]()
     for found in findings.values():
         sizes.update(found.sizes)
@@ -271,7 +273,8 @@ def _shapes(settings: DataSettings, findings: Mapping[str, _Findings]) -> list[P
         problems.append(
             Problem(
                 "error",
-                f"Images have {len(sizes):,} sizes, most often {most}: set 'data.image_size'.",
+                f"Images have {len(sizes):,} different sizes, most often {most}: set "
+                "'data.image_size'.",
             )
         )
     train = findings["train"]
@@ -280,8 +283,8 @@ def _shapes(settings: DataSettings, findings: Mapping[str, _Findings]) -> list[P
         problems.append(
             Problem(
                 "note",
-                f"{train.coloured:,} of {total:,} training images have colours, so all are read in "
-                "colour ('data.mode').",
+                f"{train.coloured:,} of {total:,} training images are in colour, so all are read "
+                "in colour ('data.mode').",
             )
         )
     for name, found in findings.items():
@@ -290,7 +293,7 @@ def _shapes(settings: DataSettings, findings: Mapping[str, _Findings]) -> list[P
             problems.append(
                 Problem(
                     "error",
-                    f"{found.coloured:,} {name} images have colours, and the training images are "
+                    f"{found.coloured:,} {name} images are in colour, but the training images are "
                     "greyscale: set 'data.mode' to rgb or grey.",
                 )
             )
@@ -304,7 +307,7 @@ def _summary(
     chosen: Mapping[str, SplitSubset],
     findings: Mapping[str, _Findings],
 ) -> tuple[DataSummary, list[Problem]]:
-    """The data that a run would read, and problems of its selection."""
+    """Summarise the data that a run would read, and list problems of the selected images."""
     of_split = {id(split): findings[name] for name, split in source.splits.items()}
     keys = {name: of_split[id(subset.split)].keys[subset.rows] for name, subset in chosen.items()}
     labels = {name: subset.labels for name, subset in chosen.items()}
@@ -343,7 +346,7 @@ def _copies(
     keys: Mapping[str, Keys],
     blank: Set[int],
 ) -> Iterator[Problem]:
-    """Copies within and between splits, with their places."""
+    """Yield a problem for each pair of splits that share images, with the images' locations."""
     first: dict[int, tuple[str, int]] = {}
     pairs = defaultdict[tuple[str, str], list[str]](list)
     for name, own in keys.items():
@@ -360,5 +363,5 @@ def _copies(
         error = refused and {one, other} == {"train", "test"}
         where = f"within {one}" if one == other else f"in {one} and {other}"
         remedy = ": remove them, or set 'data.copies=keep'" if error else ""
-        what = f"{images(len(places))} there more than once, {where}{remedy}."
+        what = f"{images(len(places))} duplicated {where}{remedy}."
         yield Problem("error" if error else "note", what, tuple(places))

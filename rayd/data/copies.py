@@ -1,18 +1,18 @@
-"""Disk cache of remote data files: the most recently used ones, up to a size limit.
+"""Disk cache of remote data files, limited in size, with least-recently-used eviction.
 
     <root>/rayd-data/s3/bucket/imagenet/train-0.parquet
                                     root: $RAYD_MIRROR of this process, else the driver's
 
-All processes of a machine share the cache. A copy is fetched by one process, while others that
-want it wait, and appears whole. When a new file would exceed the limit, copies are evicted, least
-recently used first. A process that has one open still reads it to the end: until then it takes room
-beyond the limit. Only data files are kept in this folder: runs and the store (`rayd.remote`) are
-never evicted.
+All processes of a machine share the cache. One process fetches a file while others that need it
+wait, and the copy appears atomically. When a new file would exceed the limit, the least recently
+used copies are evicted. A process that has an evicted copy open can still read it to the end; until
+then, the copy takes disk space beyond the limit. The folder holds data files only: runs and the
+store (`rayd.remote`) are never evicted.
 
-The caches of fsspec keep none of these promises: they have no limit, and a process or thread that
-finds a file half fetched by another one, or left so by a killed one, reads that half.
+fsspec's own caches guarantee none of this: they have no limit, and a process or thread can read a
+partial file that another one is still fetching, or left behind when it was killed.
 
-A copy has the size and modification time that its original had when the data set was opened; if
+A copy has the size and modification time that the original had when the data set was opened; if
 the original changes, it is fetched again.
 """
 
@@ -35,27 +35,29 @@ from rayd.locks import LOCK, hold
 FOLDER = "rayd-data"
 """Folder of the cache under the mirror root."""
 LIMIT = "RAYD_MIRROR_LIMIT"
-"""Environment variable: maximum bytes of the cache on this machine's disk."""
+"""Environment variable with the maximum size of the cache on this machine's disk, in bytes."""
 SHARE = 0.5
-"""Default limit as a share of the disk: of free space plus what the cache occupies."""
+"""Default limit, as a share of the free disk space plus the space that the cache occupies."""
 ROOM = 0.9
-"""Share of the limit that eviction frees down to: scanning a million copies each time is slow."""
+"""Share of the limit that an eviction frees the cache down to. The margin keeps evictions rare, as
+scanning a million copies is slow.
+"""
 PART = ".part"
-"""Ending of a file that is being fetched, `.<name>.<size>.part`."""
+"""Suffix of a file that is being fetched, `.<name>.<size>.part`."""
 LOCKED = ".lock"
-"""Ending of the file that is locked meanwhile, `.<name>.<size>.lock`: it reserves its room."""
+"""Suffix of its lock file, `.<name>.<size>.lock`, whose name reserves the space."""
 PARALLEL_FILES = 64
 """Maximum number of files fetched in parallel."""
 MOST = 1 / 8
-"""Share of the limit that files fetched in parallel may take; one file always may."""
+"""Maximum share of the limit for files fetched in parallel; a single file may exceed it."""
 
 
 class Original(Protocol):
-    """A file as it was when the data set was opened."""
+    """A remote file, as it was when the data set was opened."""
 
     @property
     def path(self) -> Path:
-        """The path that mirrors its URL (`rayd.remote`)."""
+        """Local path that mirrors its URL (`rayd.remote`)."""
 
     @property
     def size(self) -> int:
@@ -70,7 +72,7 @@ File = TypeVar("File", bound=Original)
 
 
 def limit(root: Path, taken: int) -> int:
-    """Maximum bytes of the copies in a folder, given the bytes they occupy now.
+    """Maximum total size of the copies in bytes, given the bytes that they occupy now.
 
     Raises:
         ConfigError: `$RAYD_MIRROR_LIMIT` is not a number of bytes.
@@ -87,20 +89,20 @@ def limit(root: Path, taken: int) -> int:
 
 
 def fit(originals: Iterable[Original]) -> bool:
-    """Whether copies of all these files fit into the cache at once."""
+    """Whether copies of all the files fit into the cache at once."""
     files = list(originals)
     root = _root(files[0])
     return sum(file.size for file in files) <= ROOM * limit(root, _taken(root))
 
 
 def path(original: Original) -> Path:
-    """Path of the copy of a file, whether or not it exists."""
+    """Path of the copy of a file, which need not exist."""
     scheme, _, rest = (remote.url(original.path) or "").partition("://")
     return _root(original) / scheme / rest
 
 
 def held(original: Original) -> BinaryIO | None:
-    """Open the copy of a file, or return None if there is none; eviction does not disturb it."""
+    """Open the copy of a file, which stays readable if evicted; None if there is no copy."""
     try:
         file = path(original).open("rb")
     except FileNotFoundError:
@@ -108,7 +110,7 @@ def held(original: Original) -> BinaryIO | None:
     if not _same(os.fstat(file.fileno()), original):
         file.close()
         return None
-    # the time of access, which eviction goes by; file systems may be mounted without it
+    # eviction uses the access time, which file systems mounted with noatime do not update
     with suppress(OSError):
         opened = file.fileno() if os.utime in os.supports_fd else path(original)
         os.utime(opened, ns=(time.time_ns(), original.modified))
@@ -128,7 +130,7 @@ def opened(original: Original) -> BinaryIO:
 
 
 def prefetched(originals: Iterable[File]) -> Iterator[File]:
-    """Yield the files in order; remote ones are fetched in parallel batches ahead of use."""
+    """Yield the files in order; remote files are fetched ahead of use, in parallel batches."""
     batch: list[File] = []
     size = 0
     most: float | None = None
@@ -151,12 +153,12 @@ def prefetched(originals: Iterable[File]) -> Iterator[File]:
 
 
 def _fetch(originals: Iterable[Original]) -> None:
-    """Fetch the files that have no copy, each atomically and by one process only."""
+    """Fetch the files that have no copy; each is fetched by one process and appears atomically."""
     missing = {path(original): original for original in originals if not _exists(original)}
     due: dict[Path, Original] = {}
     with ExitStack() as stack:
         try:
-            # all processes lock files in the same order, so they cannot deadlock
+            # all processes acquire locks in the same order, so they cannot deadlock
             for copy in sorted(missing):
                 stack.enter_context(hold(_lock(copy, missing[copy]), remove=True))
                 if not _exists(missing[copy]):
@@ -188,7 +190,7 @@ def _keep(original: Original, part: Path, copy: Path) -> None:
 
 
 def _make_room(root: Path, size: int) -> None:
-    """Evict copies until files of this many bytes, whose locks are held, fit."""
+    """Evict copies until `size` bytes fit, for files whose locks are held."""
     with hold(root / LOCK):
         taken = _taken(root) + size
         if taken > limit(root, taken - size):
@@ -203,7 +205,7 @@ def _make_room(root: Path, size: int) -> None:
 
 
 def _taken(root: Path) -> int:
-    """Bytes occupied or reserved; reservations of dead processes last until the next eviction."""
+    """Bytes occupied or reserved; reservations of dead processes count until the next eviction."""
     try:
         return int((root / ".taken").read_text())
     except (FileNotFoundError, ValueError):
@@ -211,15 +213,17 @@ def _taken(root: Path) -> int:
 
 
 class _Copy(NamedTuple):
+    """A copy, or the lock of a file that is being fetched."""
+
     path: Path
     size: int
-    """Bytes that it occupies or, of a lock, reserves."""
+    """Bytes that the copy occupies or the lock reserves."""
     used: int
     """Time of last use in nanoseconds since 1970."""
 
 
 def _copies(root: Path) -> Iterator[_Copy]:
-    """All copies, and the locks of those that are being fetched."""
+    """All copies, and the locks of files that are being fetched."""
     for folder in filter(Path.is_dir, root.iterdir()):
         for path in folder.rglob("*"):
             reserved = _reserved(path)
@@ -232,16 +236,16 @@ def _copies(root: Path) -> Iterator[_Copy]:
 
 
 def _removed(copy: Path) -> bool:
-    """Remove a copy, or lock and part that a killed process left; return whether it is gone."""
+    """Remove a copy, or lock and partial file of a killed process; return whether it is gone."""
     try:
         if _is_hidden(copy, LOCKED):
-            # a process that lives holds it
+            # times out if a live process holds the lock
             with hold(copy, timeout=0, remove=True):
                 copy.with_suffix(PART).unlink(missing_ok=True)
         else:
             copy.unlink(missing_ok=True)
     except (Timeout, PermissionError):
-        # Windows removes no file that is open
+        # a live process holds the lock, or Windows refuses to remove an open file
         return False
     return True
 
@@ -262,17 +266,17 @@ def _is_hidden(copy: Path, ending: str) -> bool:
 
 
 def _part(copy: Path, original: Original) -> Path:
-    """File that a copy is fetched into."""
+    """Partial file that a copy is fetched into."""
     return copy.with_name(f".{copy.name}.{original.size}{PART}")
 
 
 def _lock(copy: Path, original: Original) -> Path:
-    """File that is locked while a copy is fetched."""
+    """File that is locked while its copy is fetched."""
     return copy.with_name(f".{copy.name}.{original.size}{LOCKED}")
 
 
 def _reserved(path: Path) -> int | None:
-    """Bytes that a lock reserves; None of any other file."""
+    """Bytes that a lock file reserves; None for any other file."""
     size = path.with_suffix("").suffix.removeprefix(".")
     return int(size) if _is_hidden(path, LOCKED) and size.isdecimal() else None
 

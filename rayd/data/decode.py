@@ -1,13 +1,13 @@
 """Decoding of encoded images (PNG, JPEG, ...) to one uint8 array, in threads.
 
-`Decoder` holds every decision about pixels, and all formats and streams decode with it: images are
-turned upright by their EXIF orientation, transparency is composited on a background, more than
-eight bits per channel are refused unless a white level says how to scale them, and greyscale or
-colour is decided by all images. `DecodeLog` counts what was converted.
+All formats and streams decode with `Decoder`, which makes all decisions about pixels: images are
+rotated upright according to their EXIF orientation; transparency is composited on a background;
+more than eight bits per channel are refused unless a white level defines their scaling; and the set
+is greyscale only if all images are. `DecodeLog` counts conversions.
 
-The array is allocated once, from the first images; encoded bytes are read slightly ahead of the
-decoders and dropped after use, so the peak is the array and a few megabytes. PIL releases the GIL
-while it decodes.
+The array is allocated once, when the first images are known. Encoded bytes are read slightly ahead
+of decoding and dropped after use, so peak memory is the array plus a few megabytes. PIL releases
+the GIL while it decodes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from rayd.config import DataSettings
 
 Mode = Literal["grey", "rgb"]
-"""Channels of all images of a set: one or three."""
+"""Colour mode of all images in a set, with one or three channels."""
 
 GREYSCALE = frozenset({"1", "L", "LA", "La"})
-"""PIL's modes of one colour channel with at most 8 bits."""
+"""PIL modes with one colour channel of at most 8 bits."""
 MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
-"""Formats whose files can hold an animation or pages."""
+"""Formats whose files can hold several frames or pages."""
 DRAWINGS = frozenset({"EPS", "WMF"})
-"""Formats that PIL draws with programs of the system, which no data set should start."""
+"""Formats that PIL renders with external programs, which a data set must not launch."""
 ORIENTATION = 0x0112
-"""EXIF tag of the orientation; 5 to 8 exchange height and width."""
+"""EXIF tag of the orientation; values 5 to 8 swap height and width."""
 ORIENTED_BY = (
     "exif",
     "xmp",
@@ -53,7 +53,7 @@ ORIENTED_BY = (
     "Raw profile type exif",
     "Raw profile type APP1",
 )
-"""Keys of `Image.info` that may tell the orientation."""
+"""Keys of `Image.info` that may hold the orientation."""
 _SPECIAL = frozenset({*ORIENTED_BY, "transparency"})
 _MODES = {1: "L", 3: "RGB"}
 _CHANNELS = {"grey": 1, "rgb": 3}
@@ -75,11 +75,11 @@ DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""Exceptions that PIL's many readers raise for bytes that are not an image, or only part of one."""
+"""Exceptions that PIL's readers raise for bytes that are not an image, or only part of one."""
 
 
 class Stored(Protocol):
-    """Content that is read from a file on demand, like that of a `Path`."""
+    """Content that is read on demand, for example a `Path`."""
 
     def read_bytes(self) -> bytes:
         """Read the content."""
@@ -87,26 +87,26 @@ class Stored(Protocol):
 
 
 class Encoded(NamedTuple):
-    """Content of an image file, or its location."""
+    """An encoded image, in memory or in a file."""
 
     content: bytes | memoryview | Stored
     where: str
-    """File and row, for errors."""
+    """File and row, for error messages."""
 
     @property
     def size(self) -> int:
-        """Bytes of content held in memory."""
+        """Number of bytes held in memory."""
         return len(self.content) if isinstance(self.content, bytes | memoryview) else 0
 
 
 @dataclass
 class DecodeLog:
-    """Conversions of images while they were decoded, by number of images."""
+    """Conversions made while decoding."""
 
     conversions: Counter[str] = field(default_factory=Counter)
-    """Images by conversion, in words."""
+    """Number of images by conversion, which is described in words."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Images by height and width before resizing."""
+    """Number of images by height and width before resizing."""
 
     def add(self, other: DecodeLog) -> None:
         """Add the counts of another log."""
@@ -115,12 +115,12 @@ class DecodeLog:
 
 
 class ColourError(Exception):
-    """A colour image among images that were taken for greyscale."""
+    """A colour image was found where greyscale ones were expected."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Settings for the conversion of encoded images to pixels.
+    """Settings for decoding images to pixels.
 
     >>> Decoder(side=32, fit="pad").size(480, 640)
     (32, 32)
@@ -129,17 +129,17 @@ class Decoder:
     side: int | None = None
     """Side in pixels to resize every image to; None keeps the size."""
     fit: Fit = "crop"
-    """Resizing of images that are not square."""
+    """How to make images square."""
     mode: Mode | None = None
-    """Greyscale or colour; None: greyscale if no image has a colour."""
+    """Greyscale or colour; None means greyscale unless an image is in colour."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Colour under transparent pixels, and around padded images."""
+    """Colour behind transparent pixels and around padded images."""
     white_level: float | None = None
-    """Value that becomes 255 in images of more than 8 bits per channel; None refuses them."""
+    """Value that becomes 255 in images with more than 8 bits per channel; None refuses them."""
 
     @classmethod
     def of(cls, settings: DataSettings) -> Decoder:
-        """Decoder that settings describe."""
+        """Create the decoder that settings describe."""
         red, green, blue = ImageColor.getrgb(settings.background)[:3]
         return cls(
             side=settings.image_size,
@@ -150,7 +150,7 @@ class Decoder:
         )
 
     def key(self) -> dict[str, Any]:
-        """Fields that differ from the defaults, other than the side, for cache keys."""
+        """Fields that differ from the defaults, except the side, for cache keys."""
         names = ("fit", "mode", "background", "white_level")
         return {
             name: getattr(self, name)
@@ -165,16 +165,16 @@ class Decoder:
     def arrays(
         self, images: Pixels, channels: int | None = None, log: DecodeLog | None = None
     ) -> Pixels:
-        """Apply `mode` and `side` to images that are arrays.
+        """Apply `mode` and `side` to images given as an array.
 
         Args:
             images: uint8 (N, C, H, W).
-            channels: those of the training images; by default, images without any colour are
-                greyscale, as encoded ones are.
+            channels: number of channels of the training images; by default one if no image is in
+                colour, as for encoded images.
             log: counts conversions and sizes.
 
         Raises:
-            ColourError: there are colours, and one channel was asked for.
+            ColourError: an image is in colour, but one channel was requested.
         """
         stored = images.shape[1]
         if self.mode is not None:
@@ -199,26 +199,26 @@ class Decoder:
         return images
 
     def scaled(self, values: npt.NDArray[Any], where: str, bits: str) -> Pixels:
-        """Scale values of more than 8 bits to uint8 by the white level.
+        """Scale values to uint8 by the white level.
 
         Raises:
-            DataError: there is no white level, or values lie outside 0 to it.
+            DataError: there is no white level, or values are not in 0..white level.
         """
         return depth.scaled(values, self.white_level, where, bits)
 
     def announce(self, encoded: Iterable[Encoded], every: bool = False) -> ImageShape:
-        """Shape that images are decoded to.
+        """Determine the shape that images will be decoded to.
 
-        The size is that of the first images, whose headers must agree; greyscale or colour is
-        decided by decoding images until one has a colour.
+        The size is taken from the headers of the first images, which must agree. To choose between
+        greyscale and colour, images are decoded until one is in colour.
 
         Args:
             encoded: the images, in order.
-            every: look for a colour in all images, not only in the first `CHUNK_IMAGES`.
+            every: search all images for colour, not only the first `CHUNK_IMAGES`.
 
         Raises:
-            ImageSizeError: the first images have different sizes, and are not resized.
-            DataError: one of the images looked at is empty or damaged.
+            ImageSizeError: the first images differ in size and are not resized.
+            DataError: an inspected image is empty or damaged.
         """
         chunks = _chunks(encoded)
         first = next(chunks, (0, []))[1]
@@ -231,14 +231,14 @@ class Decoder:
         return ImageShape(channels, *self.size(height, width))
 
     def _channels(self, images: list[Encoded]) -> int:
-        """Number of channels that some images need: 3 from the first one with a colour."""
+        """Number of channels that the given images need: 3 if one of them is in colour."""
         if self.mode is not None:
             return _CHANNELS[self.mode]
         red, green, blue = self.background
         grey_background = red == green == blue
         for encoded in images:
             image = _open(encoded)[0]
-            # transparent pixels take the colour of the background
+            # transparent pixels take the background colour
             opaque = grey_background or not image.has_transparency_data
             if image.mode in GREYSCALE and opaque:
                 continue
@@ -249,17 +249,18 @@ class Decoder:
         return 1
 
     def decode(self, encoded: Encoded, channels: int, log: DecodeLog) -> Image.Image:
-        """Decode one image to mode L or RGB, upright and in the size asked for.
+        """Decode one image to mode L or RGB, upright and resized.
 
-        Its pixels may be read when they are asked for, which may fail with one of `DAMAGE`.
+        PIL may read the pixels only when they are accessed, which may raise one of `DAMAGE`.
 
         Raises:
-            DataError: it is empty, damaged, or has more than 8 bits per channel.
-            ColourError: it has a colour, and one channel was asked for.
+            DataError: the image is empty, damaged, or has more than 8 bits per channel.
+            ColourError: the image is in colour, but one channel was requested.
         """
         image, content = _open(encoded)
         try:
-            # nearly all images have nothing to convert, and small ones are read in microseconds
+            # nearly all images need no conversion; skipping the checks matters for small ones,
+            # which decode in microseconds
             if not (_is_plain(image, content) and image.mode == _MODES[channels]):
                 image = self._eight_bits(image, content, encoded.where, log)
                 if image.format in MANY_FRAMES and getattr(image, "is_animated", False):
@@ -277,7 +278,7 @@ class Decoder:
     def _eight_bits(
         self, image: Image.Image, content: bytes | memoryview, where: str, log: DecodeLog
     ) -> Image.Image:
-        """Scale an image of more than 8 bits per channel, or refuse it."""
+        """Scale an image with more than 8 bits per channel, or raise an error."""
         bits = depth.bits_of(image, content)
         if bits <= 8:
             return image
@@ -285,7 +286,7 @@ class Decoder:
         if image.mode in depth.DEEP:
             values = np.asarray(image)
             if image.format == "PPM":
-                # PIL has scaled values to 16 bits
+                # PIL scaled the values to 16 bits
                 values = np.rint(values * (full / 65535))
             pixels = self.scaled(values, where, f"mode '{image.mode}'")
             # the orientation is applied later
@@ -302,9 +303,9 @@ class Decoder:
                 f"'{image.mode}') at {where} instead: set 'data.white_level={full}' to scale them."
             )
         elif self.white_level != full:
-            # PIL scales colours itself, and keeps 8 bits of each channel
+            # PIL scales deep colour images itself, from the full range to 8 bits per channel
             raise DataError(
-                f"Colours of more than 8 bits can only be scaled from their full range, with "
+                f"Colours with more than 8 bits can only be scaled from their full range, with "
                 f"'data.white_level={full}'. Got {self.white_level:g} for {where} instead: if that "
                 "is white, convert the images to 8 bits per channel first."
             )
@@ -359,24 +360,24 @@ def decode_images(
 ) -> Pixels:
     """Decode `count` encoded images to one array uint8 (count, C, H, W).
 
-    Without `shape`, the first image decides the size, and all images decide whether the set is
-    greyscale: it is if none has a colour, however the pixels are stored.
+    Without `shape`, the first images determine the size, and the set is greyscale if no image is in
+    colour, regardless of how pixels are stored.
 
     Args:
         encoded: the images, in order; consumed lazily.
         count: number of images.
-        decoder: how images become pixels.
-        shape: shape to decode to; by default the first image's.
+        decoder: settings for decoding.
+        shape: shape to decode to; by default determined from the images.
         threads: number of decoding threads; by default one per available core.
         log: counts conversions.
 
     Raises:
-        DataError: an image is empty, damaged, of another size, has more than 8 bits per channel,
-            or colours where `shape` is greyscale.
+        DataError: an image is empty, damaged, of a different size, has more than 8 bits per
+            channel, or is in colour while `shape` is greyscale.
     """
     decoder = decoder or PLAIN
     threads = threads or cores()
-    # with a given shape the first chunk decides nothing, so small batches use all threads
+    # if the shape is given, the first chunk need not be large, so small batches use all threads
     chunks = _chunks(
         encoded,
         CHUNK_IMAGES if shape is None else min(CHUNK_IMAGES, -(-count // (2 * threads)) or 1),
@@ -403,25 +404,25 @@ def decode_images(
 
 @dataclass
 class _Decoding:
-    """Chunks of images that are decoded in threads, into one array."""
+    """Threaded decoding of chunks of images into one array."""
 
     decoder: Decoder
     decoded: Pixels
-    """Images (N, C, H, W); greyscale ones get three channels at the first colour."""
+    """Images (N, C, H, W); greyscale at first, three channels once an image is in colour."""
     log: DecodeLog
     pool: ThreadPoolExecutor
     undecided: bool
-    """Whether images may turn out to have colours."""
+    """Whether colour images may still occur, because neither shape nor mode was given."""
     _jobs: deque[tuple[int, list[Encoded], Future[DecodeLog]]] = field(default_factory=deque)
     """First row, images and result of each chunk, in order."""
 
     @property
     def running(self) -> int:
-        """Number of chunks whose results were not collected."""
+        """Number of chunks whose results are not collected yet."""
         return len(self._jobs)
 
     def submit(self, start: int, chunk: list[Encoded]) -> None:
-        """Begin to decode a chunk, whose first image has the row `start`."""
+        """Start decoding a chunk whose first image goes to row `start`."""
         target = self.decoded[start : start + len(chunk)]
         job = self.pool.submit(_decode_chunk, self.decoder, chunk, target)
         self._jobs.append((start, chunk, job))
@@ -430,7 +431,7 @@ class _Decoding:
         """Wait for the oldest chunk.
 
         Raises:
-            DataError: an image is damaged, or has another shape or colours.
+            DataError: an image is damaged, or differs in size or colour.
         """
         start, chunk, job = self._jobs.popleft()
         try:
@@ -441,7 +442,7 @@ class _Decoding:
             self._widen(start, chunk)
 
     def _widen(self, start: int, chunk: list[Encoded]) -> None:
-        """Go on in colour, from a chunk that has one: images so far are greyscale, repeated."""
+        """Switch to colour at a chunk with a colour image; repeat the channel of earlier images."""
         again = [(start, chunk)]
         for other, images, job in self._jobs:
             try:
@@ -509,7 +510,7 @@ def _common_size(images: list[Encoded]) -> tuple[int, int]:
 
 
 def _other_size(encoded: Encoded, size: tuple[int, int], common: tuple[int, int]) -> ImageSizeError:
-    """The error of an image whose height and width differ from those of the others."""
+    """Create the error for an image whose height and width differ from the others'."""
     return ImageSizeError(
         "Images must all have the same size unless 'data.image_size' is set: "
         f"{encoded.where} has height x width {size[0]} x {size[1]}, "
@@ -518,16 +519,16 @@ def _other_size(encoded: Encoded, size: tuple[int, int], common: tuple[int, int]
 
 
 def _coloured(decoder: Decoder, chunk: list[Encoded]) -> DataError:
-    """The error of a colour image in a greyscale set."""
+    """Create the error for a colour image in a greyscale set."""
     where = next(encoded.where for encoded in chunk if decoder._channels([encoded]) == 3)
     return DataError(
-        f"The image at {where} has colours, and the training images are greyscale: set "
-        "'data.mode=rgb' to read all in colour, or 'data.mode=grey' to drop colours."
+        f"The image at {where} is in colour, but the training images are greyscale: set "
+        "'data.mode=rgb' to read all in colour, or 'data.mode=grey' to convert all to greyscale."
     )
 
 
 def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
-    """Open an image and read its header, not its pixels; also return its content."""
+    """Open an image and read its header, but not its pixels; also return its content."""
     try:
         content = (
             encoded.content
@@ -544,7 +545,7 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
         raise damaged(encoded, error) from error
     if image.format in DRAWINGS:
         raise DataError(
-            f"The image at {encoded.where} is a drawing ({image.format}), which is not read; "
+            f"The image at {encoded.where} is a drawing ({image.format}), which is not supported; "
             "convert it to PNG."
         )
     return image, content
@@ -559,7 +560,7 @@ def _follows_pixels(png: bytes) -> bool:
 
 
 def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:
-    """Whether an image of mode L or RGB needs no conversion, from its header alone."""
+    """Whether an image of mode L or RGB needs no conversion, judging by its header."""
     if not _SPECIAL.isdisjoint(image.info):
         return False
     if image.format == "PNG":
@@ -568,7 +569,7 @@ def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:
 
 
 def _upright(image: Image.Image, log: DecodeLog) -> Image.Image:
-    """Turn an image as its EXIF orientation says; PIL turns TIFF files itself."""
+    """Rotate an image upright according to its EXIF orientation; PIL itself does so for TIFF."""
     if not any(key in image.info for key in ORIENTED_BY):
         return image
     if image.getexif().get(ORIENTATION, 1) not in range(2, 9):
@@ -578,7 +579,7 @@ def _upright(image: Image.Image, log: DecodeLog) -> Image.Image:
 
 
 def _upright_size(encoded: Encoded) -> tuple[int, int]:
-    """Height and width of an image once it is upright, from its header."""
+    """Height and width of an image after rotating it upright, from its header."""
     image, _ = _open(encoded)
     turned = False
     try:
@@ -599,19 +600,19 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _are_grey(images: Pixels) -> bool:
     """Whether all channels are equal in images (N, 3, H, W)."""
-    # in pieces: most sets have a colour in the first one
+    # in pieces, because most colour sets have a colour image in the first one
     pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
     return all(bool((piece == piece[:, :1]).all()) for piece in pieces)
 
 
 def _count_coloured(images: Pixels) -> int:
-    """Number of images (N, 3, H, W) whose channels differ."""
+    """Number of colour images among images (N, 3, H, W)."""
     pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
     return sum(int((piece != piece[:, :1]).any(axis=(1, 2, 3)).sum()) for piece in pieces)
 
 
 def _luminance(images: Pixels) -> Pixels:
-    """Greyscale (N, 1, H, W) of colour images (N, 3, H, W), by PIL's formula (ITU-R 601-2)."""
+    """Convert colour images (N, 3, H, W) to greyscale (N, 1, H, W) like PIL (ITU-R 601-2)."""
     weights = np.array([19595, 38470, 7471], np.uint32)
     grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
     for image, target in zip(images, grey, strict=True):
@@ -620,12 +621,12 @@ def _luminance(images: Pixels) -> Pixels:
 
 
 def damaged(encoded: Encoded, error: Exception) -> DataError:
-    """Error of an image that PIL cannot read."""
+    """Create the error for an image that PIL cannot read."""
     reason = (
-        "it is in no known image format"
+        "its image format is unknown"
         if isinstance(error, UnidentifiedImageError)
         else str(error).rstrip(".")
     )
-    # errors with a number are those of the file system, not of the image's content
+    # errors with an errno come from the file system, not from the image's content
     remedy = "; remove or replace it" if getattr(error, "errno", None) is None else ""
     return DataError(f"Cannot decode the image at {encoded.where}: {reason}{remedy}.")

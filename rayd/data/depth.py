@@ -1,6 +1,7 @@
-"""Bits per channel of images, and scaling of more than 8 to 8.
+"""Bit depth of images, and scaling of deeper ones to 8 bits per channel.
 
-PIL opens colours of 16 bits as if they had 8, so the depth is read from the file's header.
+PIL reads colour images with 16 bits per channel as if they had 8, so the depth is taken from the
+file's header.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from rayd.data.arrays import Pixels
 from rayd.errors import DataError
 
 DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-"""PIL's modes of more than 8 bits a channel."""
+"""PIL modes with more than 8 bits per channel."""
 WHITE_LEVELS = (1, 255, 1023, 4095, 16383, 65535)
-"""Usual values of white."""
+"""Common values of white, which error messages suggest."""
 
 
 def scaled(values: npt.NDArray[Any], white: float | None, where: str, bits: str) -> Pixels:
-    """Scale values of more than 8 bits to uint8.
+    """Scale pixel values to uint8.
 
     Args:
-        values: of any shape.
-        white: the value that becomes 255.
-        where: the image or images, for errors.
-        bits: their type, for errors.
+        values: pixel values, of any shape.
+        white: value that becomes 255; None refuses the values.
+        where: location of the image or images, for error messages.
+        bits: type of the values, for error messages.
 
     Raises:
-        DataError: there is no white level, or values lie outside 0 to it.
+        DataError: `white` is None, or values are not in 0..white.
     """
     least, most = _limits(values)
     if np.isnan(most):
@@ -39,7 +40,7 @@ def scaled(values: npt.NDArray[Any], white: float | None, where: str, bits: str)
         guess = next((level for level in WHITE_LEVELS if most <= level), most)
         raise DataError(
             f"Images must have 8 bits per channel. Got {bits} with values {least:g} to "
-            f"{most:g} at {where} instead: set 'data.white_level' to the value that is white, "
+            f"{most:g} at {where} instead: set 'data.white_level' to the value of white, "
             f"e.g. {guess:g}, to scale them."
         )
     if not (least >= 0 and most <= white):
@@ -52,7 +53,7 @@ def scaled(values: npt.NDArray[Any], white: float | None, where: str, bits: str)
 
 
 def bits_of(image: Image.Image, content: bytes | memoryview) -> int:
-    """Bits per channel of an encoded image: PIL opens colours of 16 bits as if they had 8."""
+    """Bits per channel of an encoded image, from its header where PIL does not report them."""
     if image.format == "JPEG":
         return 8
     if image.mode in DEEP:
@@ -69,20 +70,20 @@ def bits_of(image: Image.Image, content: bytes | memoryview) -> int:
 
 
 def _bits_of_tiles(image: Image.Image) -> int:
-    """Bits per channel by the arguments of PIL's decoder, which say so for raw formats."""
+    """Bits per channel of raw formats, from the arguments of PIL's decoder."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     parts = arguments if isinstance(arguments, tuple) else (arguments,)
     if image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts):
         return 16
-    # "RGB;16" and "BGR;16" are pixels of 5, 6 and 5 bits, as in bitmaps
+    # "RGB;16" and "BGR;16" are bitmaps with 5, 6 and 5 bits per channel
     deep = [part for part in parts if isinstance(part, str) and part not in ("RGB;16", "BGR;16")]
     return 16 if any(";16" in part for part in deep) else 8
 
 
 def full_range(image: Image.Image, bits: int) -> int:
-    """Largest value that a channel of an image may have, before its pixels are loaded."""
-    # Netpbm files state it
+    """Largest possible value of a channel, determined before the pixels are loaded."""
+    # Netpbm files state it in their header
     tiles = getattr(image, "tile", None)
     if image.format == "PPM" and tiles:
         arguments = tiles[0][3]
@@ -113,5 +114,5 @@ def _avif_bits(head: bytes) -> int:
 
 
 def _limits(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Least and largest value; NaN where one is among them."""
+    """Smallest and largest value; NaN if any value is NaN."""
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Copies of images within and between splits, by their pixels."""
+"""Detection of duplicate images within and between splits, by their pixels."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import numpy.typing as npt
 from rayd.data.arrays import Labels, Pixels, Rows
 
 Keys = npt.NDArray[np.uint64]
-"""Hashes of images (N,): equal for equal pixels."""
+"""Hashes of images (N,); equal images have equal hashes."""
 
 STOCK = 3
-"""Times that a training image must be there for its copies in the test split to be no leak: images
-of no content of their own, such as placeholders, or sets that are drawn from a few images.
+"""A training image that occurs at least this often is a stock image: a placeholder, or one of a few
+images that make up the whole set. Its copies in the test split are not leaks.
 """
 SAMPLED = 64
-"""Pixels of an image that are compared before all of them are."""
+"""Number of values per image in the first, cheap comparison."""
 BLOCK = 1024
-"""Images whose sampled pixels are hashed at a time."""
+"""Number of images hashed at a time in that comparison."""
 SAMPLED_OF_STREAM = 1024
-"""Pixels of an image that are compared where images are not kept."""
+"""Number of values hashed per streamed image, since streamed images are not kept in memory."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that are there more than once."""
+    """Number of duplicate images in a data set."""
 
     within: Mapping[str, int]
-    """Images of each split that are copies of an earlier one."""
+    """Images of each split that duplicate an earlier image of the same split."""
     tested: int = 0
     """Test images that are copies of training images."""
     validated: int = 0
     """Validation images that are copies of training images."""
     relabelled: int = 0
-    """Images that are copies of one of another class."""
+    """Images that occur with more than one label."""
     example: tuple[int, int] | None = None
-    """Positions of a training and a test image that are the same."""
+    """Positions of a training image and of its copy in the test split."""
 
 
 def keys_of(images: Pixels, sampled: int = SAMPLED_OF_STREAM) -> Keys:
-    """Hash some pixels of each image (N, C, H, W), spread over all of it."""
+    """Hash up to `sampled` values of each image (N, C, H, W), spread over the whole image."""
     flat = images.reshape(len(images), -1)
-    chosen = _spread(flat.shape[1], sampled)
+    chosen = _sample_positions(flat.shape[1], sampled)
     rows = np.ascontiguousarray(flat[:, chosen])
     keys = np.empty(len(rows), np.uint64)
     for index, row in enumerate(rows):
@@ -56,10 +56,10 @@ def keys_of(images: Pixels, sampled: int = SAMPLED_OF_STREAM) -> Keys:
 
 
 def exact_keys(splits: Mapping[str, Pixels]) -> dict[str, Keys]:
-    """Keys that are equal for equal images alone.
+    """Compute keys that are equal if and only if the images are.
 
-    Most images differ in a few pixels already: only the others are compared whole, so that this
-    takes a small part of the time of decoding.
+    A sample of the pixels distinguishes most images; only the rest are hashed in full, so this
+    takes a small fraction of the decoding time.
     """
     sampled = {name: _sampled_keys(images) for name, images in splits.items()}
     if not sampled:
@@ -82,7 +82,7 @@ def exact_keys(splits: Mapping[str, Pixels]) -> dict[str, Keys]:
 
 
 def duplicates(keys: Mapping[str, Keys], labels: Mapping[str, Labels]) -> Duplicates:
-    """Count copies by the keys of each split's images."""
+    """Count duplicates from the keys and labels of the images of each split."""
     within = {name: len(own) - len(np.unique(own)) for name, own in keys.items()}
     train = keys["train"]
     shared = {name: _shared(train, own) for name, own in keys.items() if name != "train"}
@@ -101,7 +101,7 @@ def duplicates(keys: Mapping[str, Keys], labels: Mapping[str, Labels]) -> Duplic
 
 
 def leaks(train: Keys, test: Keys) -> Rows:
-    """Positions of test images that are copies of training images, stock images aside.
+    """Positions of test images that are copies of training images, except stock images.
 
     >>> leaks(np.array([7, 8, 8, 8], np.uint64), np.array([7, 8, 9], np.uint64))
     array([0])
@@ -112,18 +112,18 @@ def leaks(train: Keys, test: Keys) -> Rows:
 
 
 def is_blank(image: Pixels) -> bool:
-    """Whether all pixels of an image (C, H, W) have the same colour: equal ones are no copies."""
+    """Whether all pixels of an image (C, H, W) have one colour; such images are not copies."""
     return bool((image == image[:, :1, :1]).all())
 
 
 def _shared(train: Keys, other: Keys) -> Rows:
-    """Positions of the images of another split that are training images, too."""
+    """Positions of images in another split that also occur in the training split."""
     found: Rows = np.flatnonzero(np.isin(other, train))
     return found
 
 
 def _relabelled(keys: Mapping[str, Keys], labels: Mapping[str, Labels]) -> int:
-    """Number of images that are there with several labels."""
+    """Number of images that occur with more than one label."""
     everything = np.concatenate(list(keys.values()))
     values, counts = np.unique(everything, return_counts=True)
     repeated = values[counts > 1]
@@ -137,21 +137,21 @@ def _relabelled(keys: Mapping[str, Keys], labels: Mapping[str, Labels]) -> int:
 
 
 def _sampled_keys(images: Pixels) -> Keys:
-    """Sums of some pixels with random weights, equal for equal images."""
+    """Randomly weighted sums of sampled pixels; equal images have equal sums."""
     flat = images.reshape(len(images), -1)
-    chosen = _spread(flat.shape[1], SAMPLED)
+    chosen = _sample_positions(flat.shape[1], SAMPLED)
     draws = np.random.default_rng(0)
     weights = draws.integers(1, 2**63, len(chosen), dtype=np.uint64)
     keys = np.empty(len(flat), np.uint64)
-    # in blocks that stay in the processor's cache
+    # blocks that fit into the processor's cache
     for start in range(0, len(flat), BLOCK):
         block = slice(start, start + BLOCK)
         keys[block] = (flat[block].take(chosen, axis=1) * weights).sum(axis=1)
     return keys
 
 
-def _spread(length: int, most: int) -> Rows:
-    """Positions spread over a row; not at equal distances, which would fall into one column."""
+def _sample_positions(length: int, most: int) -> Rows:
+    """Random positions in a flattened image; equally spaced ones could all lie in one column."""
     if length <= most:
         return np.arange(length)
     return np.sort(np.random.default_rng(1).choice(length, most, replace=False))

@@ -1,9 +1,9 @@
 """Downloading known data sets into the data root.
 
 A set is downloaded into a temporary folder next to its destination, checked against its published
-MD5, unpacked, opened, compared with the catalogue, and only then renamed to `<root>/<name>`: a
+MD5, unpacked, opened, compared with the catalogue, and only then renamed to `<root>/<name>`, so a
 failed download leaves nothing behind. The files stay as published; `rayd.data.formats` reads them
-directly. CIFAR is fetched in its binary version, because the Python version is pickles.
+directly. CIFAR is fetched in its binary version, because the Python version consists of pickles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rayd.data.sources import data_roots, locate, open_source
 from rayd.errors import DataError
 
 OnProgress = Callable[[str, int, int | None], None]
-"""Called with the file, its bytes downloaded, and its size, None if the server does not send it."""
+"""Called with the file name, the bytes downloaded, and the size (None if the server omits it)."""
 
 TIMEOUT_SECONDS = 30.0
 """Maximum seconds to wait for a server."""
@@ -39,8 +39,8 @@ def fetch(name: str, root: Path | None = None, on_progress: OnProgress | None = 
         on_progress: called after every block.
 
     Raises:
-        DataError: the name is unknown or cannot be fetched, the download failed or is not what was
-            published, or the destination contains something else.
+        DataError: the name is unknown, the set cannot be fetched, the download fails or differs
+            from the published files, or the destination holds something else.
     """
     known = known_set(name)
     existing = locate(name, root)
@@ -51,8 +51,8 @@ def fetch(name: str, root: Path | None = None, on_progress: OnProgress | None = 
     destination = data_roots(root)[0] / name
     if remote.url(destination) is not None:
         raise DataError(
-            f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; "
-            "copy it there afterwards."
+            f"'{name}' cannot be fetched to a URL, '{remote.shown(destination)}'; fetch it into a "
+            "local folder and copy it there."
         )
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise DataError(
@@ -78,7 +78,7 @@ def fetch(name: str, root: Path | None = None, on_progress: OnProgress | None = 
 
 
 def _download(download: Download, folder: Path, on_progress: OnProgress | None) -> Path:
-    """Download a file from the first mirror that has it as published."""
+    """Download a file from the first mirror that serves it with the published MD5."""
     path = folder / download.file
     failures = []
     for url in download.urls:
@@ -96,7 +96,7 @@ def _download(download: Download, folder: Path, on_progress: OnProgress | None) 
 
 
 def _stream(url: str, path: Path, on_progress: OnProgress | None) -> str:
-    """Write the content of a URL to a file; return its MD5, hex."""
+    """Write the content of a URL to a file; return its MD5 in hex."""
     digest = hashlib.md5(usedforsecurity=False)
     done = 0
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
@@ -111,7 +111,7 @@ def _stream(url: str, path: Path, on_progress: OnProgress | None) -> str:
 
 
 def _unpack(path: Path) -> None:
-    """Replace an archive by its content; other files stay."""
+    """Replace an archive by its content; leaves other files as they are."""
     if path.name.endswith(".tar.gz"):
         with tarfile.open(path) as archive:
             archive.extractall(path.parent, filter="data")
@@ -119,13 +119,17 @@ def _unpack(path: Path) -> None:
 
 
 def _verify(known: KnownSet, path: Path) -> None:
-    """Reject files that differ from the catalogue's entry."""
+    """Check the downloaded files against the catalogue.
+
+    Raises:
+        DataError: numbers of images or classes differ.
+    """
     source = open_source(str(path))
     counts = {split: len(contents.labels) for split, contents in source.splits.items()}
     expected = {"train": known.train, "test": known.test}
     if counts != expected:
         raise DataError(
-            f"'{known.name}' must have {expected} images, but what was downloaded has {counts}; "
+            f"'{known.name}' must have {expected} images, but the download has {counts}; "
             "nothing was left behind."
         )
     problem = check_class_order(known.name, source.class_names)

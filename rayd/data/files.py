@@ -1,4 +1,4 @@
-"""Files of a data set, local or at a URL, as they were when the data set was opened."""
+"""Files of a data set, local or remote, as they were when the data set was opened."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DataFile:
         return remote.url(self.path) is not None
 
     def open(self) -> BinaryIO:
-        """Open the file for reading; a remote one is fetched into the cache (`rayd.data.copies`).
+        """Open the file for reading; remote files are first fetched into `rayd.data.copies`.
 
         Raises:
             OSError: the file cannot be read.
@@ -64,10 +64,10 @@ class DataFile:
         return file
 
     def peek(self) -> BinaryIO:
-        """Open the file for reading; without a copy, only the bytes read are fetched."""
+        """Open the file for reading; of a remote file without a copy, fetch only the bytes read."""
         if not self.is_remote:
             return self.path.open("rb")
-        return copies.held(self) or _Distant(self)  # type: ignore[return-value]
+        return copies.held(self) or _RemoteFile(self)  # type: ignore[return-value]
 
     def read_bytes(self) -> bytes:
         """Read the content; see `open`."""
@@ -80,7 +80,7 @@ class DataFile:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """All files below a folder, stored compactly enough for a million of them."""
+    """All files in a folder and its subfolders, stored compactly, for millions of files."""
 
     folder: Path
     names: tuple[str, ...]
@@ -89,13 +89,13 @@ class Listing:
     modified: npt.NDArray[np.int64]
     """See `DataFile`."""
     folders: frozenset[str] = frozenset()
-    """Relative paths of the subfolders, including empty ones where the storage has folders."""
+    """Relative paths of the subfolders; includes empty ones if the storage has folders."""
     skipped: tuple[str, ...] = ()
-    """Entries that could not be listed (broken links, loops of links, pipes), as clauses."""
+    """Entries that were not listed (broken links, link loops, pipes), as clauses."""
 
     @classmethod
     def of(cls, folder: Path) -> Listing:
-        """List all files below a folder, including hidden ones.
+        """List all files in a folder and its subfolders, including hidden ones.
 
         Raises:
             RunError: the folder is at a URL whose storage cannot be reached.
@@ -123,7 +123,7 @@ class Listing:
 
     @cached_property
     def files(self) -> frozenset[str]:
-        """The names, for look-ups."""
+        """The names as a set, for look-ups."""
         return frozenset(self.names)
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class Listing:
         return (self[index] for index in range(len(self)))
 
     def at(self, rows: Rows | Sequence[int]) -> Listing:
-        """Select files in the order requested."""
+        """Select files in the requested order."""
         selected = np.asarray(rows, np.int64)
         return Listing(
             self.folder,
@@ -148,8 +148,8 @@ class Listing:
         )
 
 
-class _Distant(io.RawIOBase):
-    """File at a URL that fetches only the bytes read."""
+class _RemoteFile(io.RawIOBase):
+    """Remote file that fetches only the bytes that are read."""
 
     def __init__(self, file: DataFile):
         self._file = file
@@ -180,7 +180,7 @@ class _Distant(io.RawIOBase):
 
 
 def names_below(folder: Path) -> Iterator[str]:
-    """Names of the files below a folder, as they are found; links to folders are followed."""
+    """Yield the names of all files in a folder and its subfolders, following links to folders."""
     waiting = [(str(folder), frozenset[tuple[int, int]]())]
     while waiting:
         parent, above = waiting.pop()
@@ -198,9 +198,10 @@ def names_below(folder: Path) -> Iterator[str]:
 def _walk(
     folder: Path,
 ) -> tuple[set[str], list[tuple[str, int, int]], tuple[str, ...]]:
-    """Subfolders of a folder, files with their sizes and modification times, and what was skipped.
+    """Walk a local folder, following links except to a folder that contains the link.
 
-    Links are followed, except to a folder that they are in: such a loop has no end.
+    Returns:
+        Subfolders; files with size and modification time; and skipped entries, as clauses.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -227,7 +228,7 @@ def _walk(
             if stat.S_ISDIR(status.st_mode):
                 here = (status.st_dev, status.st_ino)
                 if here in above:
-                    skipped["link to a folder that it is in"] += 1
+                    skipped["link to a folder that contains it"] += 1
                     continue
                 folders.add(name)
                 waiting.append((name, above | {here}))

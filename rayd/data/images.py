@@ -1,7 +1,7 @@
 """Labelled images: pixels in memory or in files, labels, and class names.
 
-Everything downstream works on `ImageData`: the three splits of a data set and the normalisation
-fitted on its training split.
+All later stages work on `ImageData`: the splits of a data set and the normalisation fitted on its
+training split.
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ class ImageSet:
     """Labelled images.
 
     Raises:
-        DataError: an array has the wrong type, rank or length, or a label lies outside the class
-            names.
+        DataError: an array has the wrong type, rank or length, or a label has no class name.
     """
 
     images: ImageArray
-    """uint8 (N, C, H, W): an array, C-contiguous, or `StreamedPixels`."""
+    """uint8 (N, C, H, W): a C-contiguous array, or `StreamedPixels`."""
     labels: Labels
     """int64 (N,), indices into `class_names`."""
     class_names: tuple[str, ...]
     """One name per class, in label order."""
     known_fingerprint: str | None = None
-    """Fingerprint, if known: computing it decodes all streamed images."""
+    """Fingerprint, if known, because computing it decodes all streamed images."""
 
     def __post_init__(self) -> None:
         images = self.images
@@ -89,7 +88,7 @@ class ImageSet:
 
     @property
     def classes(self) -> int:
-        """Number of classes, with or without images."""
+        """Number of classes, including classes without images."""
         return len(self.class_names)
 
     @property
@@ -105,7 +104,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of shape, pixels, labels and class names, whether streamed or not."""
+        """Hex BLAKE2b of shape, pixels, labels and class names; the same if streamed."""
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = content_digest(self.images.shape, self.labels, self.class_names)
@@ -116,15 +115,15 @@ class ImageSet:
 
     @property
     def streamed(self) -> bool:
-        """Whether pixels are decoded on access instead of kept in memory."""
+        """Whether pixels are decoded on access instead of being kept in memory."""
         return not isinstance(self.images, np.ndarray)
 
     def part(self, rows: slice | Rows) -> ImageSet:
-        """The images at `rows`, in that order, with all class names; streamed ones stay encoded."""
+        """Select images in the order of `rows`, keeping all class names; does not decode any."""
         return ImageSet(part(self.images, rows), self.labels[rows], self.class_names)
 
     def subset(self, indices: npt.ArrayLike) -> ImageSet:
-        """The images at `indices` (copied, in that order, in memory), with all class names."""
+        """Copy images into memory in the order of `indices`, keeping all class names."""
         rows = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.images[rows], self.labels[rows], self.class_names)
 
@@ -132,7 +131,7 @@ class ImageSet:
 def content_digest(
     shape: tuple[int, ...], labels: Labels, class_names: tuple[str, ...]
 ) -> hashlib.blake2b:
-    """Hash state of a set before its first pixel."""
+    """Hash state after shape, class names and labels, before any pixels."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((shape, class_names)).encode())
     digest.update(np.ascontiguousarray(labels).data)
@@ -141,7 +140,7 @@ def content_digest(
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: its splits, and how its pixels become network input.
+    """A data set: its splits, and the normalisation that maps pixels to network input.
 
     Raises:
         DataError: the splits disagree in image shape or classes.
@@ -152,13 +151,13 @@ class ImageData:
     train: ImageSet
     """Images to distill."""
     validation: ImageSet | None
-    """Images for model selection; None when none were set aside."""
+    """Images for model selection; None if there is no validation split."""
     test: ImageSet
     """Images for evaluation only."""
     normalization: Normalization
     """Normalisation fitted on `train`."""
     summary: DataSummary | None = None
-    """Description of the data as read; None for data that were not loaded by `rayd.data.load`."""
+    """Summary of what was read; None for data that were not loaded with `rayd.data.load`."""
 
     def __post_init__(self) -> None:
         for split, other in (("validation", self.validation), ("test", self.test)):
@@ -191,7 +190,7 @@ class ImageData:
         return self.train.class_names
 
     def judged_on_validation(self) -> ImageData:
-        """The same data with the validation split as test split; the real test split is dropped.
+        """Return a copy with the validation split in place of the test split.
 
         Raises:
             DataError: there is no validation split.
@@ -204,6 +203,6 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of training split and normalisation, on which a distilled set depends."""
+        """Hex BLAKE2b of what a distilled set depends on: training split and normalisation."""
         text = f"{self.train.fingerprint} {self.normalization.fingerprint}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""Which parts of a data set are its splits, by name, by structure, or by setting.
+"""Assignment of the parts of a data set to splits, by their names or by settings.
 
-Folders, Parquet files and keys of npz files are named in many ways: `seg_train`, `train2017`,
-`x_eval`. `split_names` reads such names; where they allow two readings, the data are refused with
-both, and with the setting that decides.
+Folders, Parquet files and keys of npz files follow many naming schemes: `seg_train`, `train2017`,
+`x_eval`. `split_names` interprets such names; if they are ambiguous, an error names the candidates
+and the setting that decides.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DECORATIONS = frozenset({
     "files", "split", "part", "folder", "sample", "samples", "full", "labeled", "labelled", "y",
 })
 # fmt: on
-"""Words beside the split's in names such as `test_images`; numbers are decorations, too."""
+"""Words without meaning in names of splits such as `test_images`; numbers are ignored as well."""
 
 # fmt: off
 OTHER_PARTS = frozenset({
@@ -59,7 +59,7 @@ OTHER_PARTS = frozenset({
     "target", "raw", "processed", "original", "augmented", "fold", "part", "batch", "split",
 })
 # fmt: on
-"""Words of folders that are parts of a data set, but neither classes nor known splits."""
+"""Words in names of folders that are parts of a data set, but neither classes nor known splits."""
 
 SYSTEM_FOLDERS = frozenset(
     {
@@ -72,15 +72,15 @@ SYSTEM_FOLDERS = frozenset(
         "#recycle",
     }
 )
-"""Folders that operating systems and storage devices make."""
+"""Folders created by operating systems and storage devices."""
 
 
 def words(name: str, numbers: bool = False) -> list[str]:
-    """Words of a name in lower case.
+    """Split a name into lower-case words.
 
     Args:
-        name: in any spelling.
-        numbers: whether numbers are words.
+        name: a name in any style, such as snake case or camel case.
+        numbers: whether numbers count as words; otherwise they are dropped.
 
     >>> words("seg_train"), words("TestImages2017")
     (['seg', 'train'], ['test', 'images'])
@@ -91,7 +91,7 @@ def words(name: str, numbers: bool = False) -> list[str]:
 
 
 def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
-    """Split that a name tells, and the words beside it that are no decorations.
+    """Split that a name denotes, and its other words except `DECORATIONS`; None if it denotes none.
 
     >>> split_of("test_images"), split_of("seg_train"), split_of("cats")
     (('test', ()), ('train', ('seg',)), None)
@@ -102,28 +102,30 @@ def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
     named = {WORDS[word] for word in found if word in WORDS}
     if len(named) != 1:
         return None
-    beside = [word for word in found if word not in WORDS and word not in DECORATIONS]
-    return named.pop(), tuple(beside)
+    other_words = [word for word in found if word not in WORDS and word not in DECORATIONS]
+    return named.pop(), tuple(other_words)
 
 
 def split_names(names: Iterable[str]) -> dict[str, SplitName]:
-    """Splits that names tell, those of other names left out.
+    """Map names to the splits that they denote, omitting all other names.
 
-    Words beside the split's must be decorations, or common to several names: `seg_train` and
+    The other words of a name must be in `DECORATIONS` or shared with another name: `seg_train` and
     `seg_test` are splits, `train_station` is not.
 
     >>> split_names(["seg_train", "seg_test", "train_station"])
     {'seg_train': 'train', 'seg_test': 'test'}
     """
     read = {name: found for name in names if (found := split_of(name)) is not None}
-    common = Counter(beside for _, beside in read.values())
+    common = Counter(other_words for _, other_words in read.values())
     return {
-        name: split for name, (split, beside) in read.items() if not beside or common[beside] > 1
+        name: split
+        for name, (split, other_words) in read.items()
+        if not other_words or common[other_words] > 1
     }
 
 
 def requested(settings: DataSettings | None) -> dict[SplitName, str]:
-    """Splits that settings name."""
+    """Names of the parts to use as splits, as given by settings."""
     if settings is None:
         return {}
     given: dict[SplitName, str | None] = {
@@ -141,40 +143,43 @@ def assign(
     kind: str,
     named: Mapping[str, SplitName] | None = None,
 ) -> dict[SplitName, str]:
-    """Part of a data set that is each split: those that settings name, then those that names tell.
+    """Assign parts of a data set to splits, from settings and otherwise from the parts' names.
 
     Args:
         names: names of the parts.
-        settings: may name splits.
-        where: the data set, for errors.
-        kind: what a part is, for errors.
-        named: splits by name of the part; by default read from the names.
+        settings: may name parts to use as splits.
+        where: the data set, for error messages.
+        kind: kind of part, for error messages.
+        named: splits by name of the part; by default derived from the names.
+
+    Returns:
+        Name of the part for each split that was found.
 
     Raises:
-        DataError: a requested part does not exist, several parts seem to be the same split, or
-            the test split may be a part whose name tells nothing.
+        DataError: a requested part does not exist, several parts may be the same split, or a part
+            that denotes no split may be the test split.
     """
     chosen = _requested_parts(names, settings, where, kind)
-    told = split_names(names) if named is None else named
-    for split, found in _told_parts(told, chosen).items():
+    denoted = split_names(names) if named is None else named
+    for split, found in _candidates(denoted, chosen).items():
         if len(found) > 1:
             raise DataError(
-                f"{where} may hold the {split} split in {listed(found)}: name the one to read, "
+                f"The {split} split of {where} may be any of {listed(found)}: select one, "
                 f"e.g. 'data.{split}={shortest(found)}'."
             )
         chosen[split] = found[0]
     if not requested(settings):
-        _check_others(names, chosen, where)
+        _check_remaining(names, chosen, where)
     return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def _requested_parts(
     names: Sequence[str], settings: DataSettings | None, where: str, kind: str
 ) -> dict[SplitName, str]:
-    """Parts that settings name, in their spelling in the data.
+    """Parts named by settings, as spelled in the data.
 
     Raises:
-        DataError: a part does not exist, or is two splits.
+        DataError: a part does not exist, or is named for two splits.
     """
     chosen: dict[SplitName, str] = {}
     spelled = {nfc(name): name for name in names}
@@ -190,23 +195,23 @@ def _requested_parts(
     return chosen
 
 
-def _told_parts(
-    told: Mapping[str, SplitName], chosen: Mapping[SplitName, str]
+def _candidates(
+    denoted: Mapping[str, SplitName], chosen: Mapping[SplitName, str]
 ) -> dict[SplitName, list[str]]:
-    """Parts whose names tell a split that is not chosen yet."""
+    """Parts that denote a split for which none is chosen yet."""
     by_split: dict[SplitName, list[str]] = {}
-    for name, split in told.items():
+    for name, split in denoted.items():
         if name not in chosen.values() and split not in chosen:
             by_split.setdefault(split, []).append(name)
     return by_split
 
 
-def _check_others(names: Sequence[str], chosen: Mapping[SplitName, str], where: str) -> None:
-    """Refuse parts that are not chosen but may be meant.
+def _check_remaining(names: Sequence[str], chosen: Mapping[SplitName, str], where: str) -> None:
+    """Reject remaining parts that may be splits.
 
     Raises:
-        DataError: a name begins like that of a split, or the test split may be a part whose name
-            tells nothing.
+        DataError: a remaining name contains that of a split, or only the training split was found
+            and a remaining part may be the test split.
     """
     others = [name for name in names if name not in chosen.values()]
     similar = {name: found[0] for name in others if (found := split_of(name)) is not None}
@@ -217,44 +222,44 @@ def _check_others(names: Sequence[str], chosen: Mapping[SplitName, str], where: 
             readings.insert(0, chosen[split])
         remedies = " or ".join(f"'data.{split}={printable(name)}'" for name in readings)
         raise DataError(
-            f"{where} holds {listed(list(chosen.values()))} and also {listed(list(similar))}: set "
-            f"{remedies}."
+            f"{where} holds {listed(list(chosen.values()))}, and {listed(list(similar))} may also "
+            f"be splits: set {remedies}."
         )
     if set(chosen) == {"train"} and others:
         raise DataError(
             f"{where} holds the training split '{chosen['train']}' and {listed(others)}, which may "
-            f"be the test split or none: set 'data.test={others[0]}' to test on it, or "
+            f"or may not be the test split: set 'data.test={others[0]}' to test on it, or "
             f"'data.train={chosen['train']}' to leave it out."
         )
 
 
 def shortest(names: Sequence[str]) -> str:
-    """Shortest of some names, the first of several."""
+    """Shortest of some names; the first one wins ties."""
     return min(names, key=len)
 
 
 def nfc(name: str) -> str:
-    """Name in Unicode's composed form, in which the same letters are the same text."""
+    """Normalise a name to Unicode's composed form (NFC), so that equal names compare equal."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name of the file system is valid UTF-8."""
+    """Whether a file name is valid UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def printable(name: str) -> str:
-    """Name in which bytes that are not UTF-8 are shown as escapes."""
+    """Show bytes of a file name that are not UTF-8 as escape sequences."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_visible(folder: str) -> bool:
-    """Whether a folder is neither hidden nor one of the operating system's."""
+    """Whether a folder is neither hidden nor in `SYSTEM_FOLDERS`."""
     return not folder.startswith(".") and folder not in SYSTEM_FOLDERS
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names in quotation marks, the first of many.
+    """Quote and join names for a message, shortened to the first `most`.
 
     >>> listed(["a", "b", "c"])
     "'a', 'b' and 'c'"
@@ -266,6 +271,6 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def numbered(names: Sequence[str]) -> bool:
-    """Whether names differ in a number or a letter only, as `fold1` and `fold2` do."""
+    """Whether names differ only in a final number or letter, like `fold1` and `fold2`."""
     stems = {re.sub(r"(\d+|(?<![^\W_])[A-Za-z])$", "", name) for name in names}
     return len(names) > 1 and len(stems) == 1

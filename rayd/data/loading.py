@@ -1,7 +1,7 @@
-"""Loading a data set for a run: choose classes, splits and long tail by labels, then decode.
+"""Loading a data set for a run: select classes, splits and long tail by labels, then decode.
 
-Images that would fill the memory stay in their files and are streamed (`rayd.data.streaming`),
-with the same results.
+Images that would take too much memory stay in their files and are streamed
+(`rayd.data.streaming`), with the same results.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from rayd.data.survey import exact_keys as exact_keys_of_streams
 from rayd.errors import ConfigError, DataError, unknown
 
 TEST_FRACTION = 0.2
-"""Fraction of each class used as test split where the source has only one split."""
+"""Fraction of each class used as test split if the source has only one split."""
 
 MEMORY_SHARE = 0.5
-"""Share of the available memory that decoded images may take before they are streamed."""
+"""Images are streamed if, decoded, they would take more than this share of the available memory."""
 
 HANDFUL = 8
-"""Fewest images of a carved test split that tell whether data hold images twice."""
+"""Minimum size of a carved test split for deciding whether the data hold images in duplicate."""
 
 ODD = 0x9E3779B97F4A7C15
 """Large odd number that spreads labels over hashes."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with the split, the number of its images processed and their total number."""
+"""Called with the split, the number of its images processed, and their total number."""
 
 
 def load(
@@ -67,27 +67,28 @@ def load(
 
     The steps are:
 
-    1. Choose the classes.
-    2. Use the validation split as test split if the source has no test split, as is customary for
-       ImageNet and Imagenette; with neither, carve 20 % of each class from the training split.
-    3. Carve `validation_fraction` from the training split; if it is 0, the source's own validation
-       split is used, provided that it is not the test split.
-    4. Cut the long tail from the remaining training images; test and validation stay as they are.
+    1. Select the classes.
+    2. If the source has no test split, use its validation split for testing, as is customary for
+       ImageNet and Imagenette. If it has neither, carve 20 % of each class from the training split.
+    3. Carve `validation_fraction` from the training split; if it is 0, use the source's own
+       validation split, unless it serves as test split.
+    4. Subsample the remaining training images to the long tail; test and validation splits stay
+       unchanged.
     5. Decode exactly these images and fit the normalisation on the training split. Streamed images
-       are decoded once for that and for their fingerprints, unless the result is in the store.
+       are decoded once, for the normalisation and the fingerprints, unless the store has both.
 
     All draws use `split_seed`.
 
     Args:
         settings: data set, and images selected from it.
-        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        root: data root, searched before `$RAYD_DATA` and `~/.cache/rayd/data`.
         cache: root of the store shared by runs; see `rayd.data.survey`.
         on_progress: called while streamed images are processed.
 
     Raises:
-        DataError: the data are missing, damaged, or unfit for the settings.
-        ConfigError: the normalisation does not suit images of this size, or images that should be
-            streamed cannot be.
+        DataError: the data are missing, damaged, or unsuitable for the settings.
+        ConfigError: the normalisation does not support images of this size, or the data cannot be
+            streamed although the settings require it.
     """
     source = open_source(settings.name, root, settings)
     names, chosen = choose(settings, source)
@@ -102,13 +103,13 @@ def load(
 def choose(
     settings: DataSettings, source: Source
 ) -> tuple[tuple[str, ...], dict[str, SplitSubset]]:
-    """Choose classes and the images of each split: steps 1 to 4 of `load`, without decoding.
+    """Select classes and the images of each split: steps 1 to 4 of `load`, without decoding.
 
     Returns:
-        Class names, and the chosen images of each split.
+        Class names, and the selected images of each split.
 
     Raises:
-        DataError: the labels are unfit for the settings.
+        DataError: the labels are unsuitable for the settings.
     """
     names, subsets = _choose_classes(source, settings.classes)
     train = subsets["train"]
@@ -125,8 +126,8 @@ def choose(
         if single and counts.max() > 1:
             raise DataError(
                 f"A test split cannot be carved from {train.split.where}: class '{single[0]}' has "
-                "only one image. Add images, give a test split ('data.test'), or choose others "
-                "('data.classes')."
+                "only one image. Add images, provide a test split ('data.test'), or select other "
+                "classes ('data.classes')."
             )
         train, test = _carve(train, TEST_FRACTION, names, settings.split_seed, "test")
         test = replace(test, origin=f"{test.origin}: no test split in {source.where}")
@@ -148,7 +149,7 @@ def _choose_classes(
 ) -> tuple[tuple[str, ...], dict[str, SplitSubset]]:
     names = source.class_names
     if requested is not None:
-        names = tuple(_spelled(name, source.class_names) for name in requested)
+        names = tuple(_matching_class(name, source.class_names) for name in requested)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
@@ -166,22 +167,22 @@ def _choose_classes(
     }
 
 
-def _spelled(requested: str, names: Sequence[str]) -> str:
-    """Class that a request means: YAML reads `no`, `010` and dates as other types than text.
+def _matching_class(requested: str, names: Sequence[str]) -> str:
+    """Find the class that a setting means, as YAML does not read `no`, `010` or dates as text.
 
-    >>> _spelled("false", ["no", "yes"]), _spelled("8", ["007", "010"])
+    >>> _matching_class("false", ["no", "yes"]), _matching_class("8", ["007", "010"])
     ('no', '010')
     """
     if nfc(requested) in names:
         return nfc(requested)
-    # files name classes as they like
+    # class names in files may be in any Unicode form
     meant = [name for name in names if nfc(name) == nfc(requested)]
     meant = meant or [name for name in names if _as_yaml(name) == requested]
     return meant[0] if len(meant) == 1 else requested
 
 
 def _as_yaml(name: str) -> str:
-    """Text of what YAML reads a name as."""
+    """Read a name as YAML and convert the value back to text."""
     try:
         value = as_name(yaml.safe_load(name))
     except (yaml.YAMLError, ValueError):
@@ -239,16 +240,16 @@ def _summary(
     log: DecodeLog,
     brightest: int,
 ) -> DataSummary:
-    """Summarise what was read.
+    """Summarise the data as read.
 
     Args:
-        settings: of the data.
-        source: the data.
-        chosen: images of each split.
-        sets: the same images, read.
-        keys: their hashes.
-        log: conversions.
-        brightest: largest value of a training image.
+        settings: data settings.
+        source: opened data set.
+        chosen: images selected for each split.
+        sets: the same images as sets.
+        keys: hashes of the images of each split.
+        log: conversions made while decoding.
+        brightest: largest value of the training images.
 
     Raises:
         DataError: test images are copies of training images.
@@ -264,7 +265,7 @@ def _summary(
             f"{found.tested:,} of {len(chosen['test'].labels):,} test images{carved} are copies of "
             f"training images, e.g. {chosen['test'].place(test)}, a copy of "
             f"{chosen['train'].place(train)}: remove them, or set 'data.copies=keep' to test on "
-            "them all the same."
+            "them anyway."
         )
     return summarize(
         settings,
@@ -282,12 +283,12 @@ def _summary(
 def suspects(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
 ) -> Rows:
-    """Positions of test images for which data are refused, unless they are blank.
+    """Positions of test images that make the data unusable, unless they are blank.
 
-    These are copies of training images in the data's own test split. Where it is carved from the
-    training split, a few copies are only said: there is no better split to ask for. If at least
-    half of its images are copies of training images of their class, the data hold images twice;
-    a handful of images says nothing.
+    If the data have a test split of their own, these are its copies of training images. If it is
+    carved from the training split, copies are only reported, as there is no better test split to
+    ask for. The exception is a carved test split of at least `HANDFUL` images, half or more of them
+    copies of training images with the same label: the data then hold images in duplicate.
     """
     if settings.copies == "keep" or settings.name in KNOWN:
         return np.empty(0, np.int64)
@@ -326,7 +327,11 @@ def _data(
 
 
 def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where: str) -> bool:
-    """Whether images are streamed from their files."""
+    """Whether images are streamed from their files.
+
+    Raises:
+        ConfigError: the settings require streaming, but a split is an array.
+    """
     encoded = [
         subset.split.read
         for subset in chosen.values()
@@ -334,8 +339,8 @@ def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where
     ]
     if settings.stream and len(encoded) < len(chosen):
         raise ConfigError(
-            f"Setting 'data.stream' needs Parquet files or an image folder; {where} is read "
-            "as arrays, whole."
+            f"Setting 'data.stream' needs Parquet files or an image folder; {where} is read as "
+            "arrays, so set it to false."
         )
     if settings.stream is not None or len(encoded) < len(chosen):
         return bool(settings.stream)

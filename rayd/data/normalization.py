@@ -1,23 +1,21 @@
-r"""Normalisation: maps from pixels to network input, and their inverses.
+r"""Normalisation: affine maps from pixels to network input, and their inverses.
 
-All kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W)
-divided by 255:
+All kinds are fitted on the training split. With x the image (C, H, W), scaled to [0, 1]:
 
-- `Standardization`: :math:`(x - \mu_c) / \sigma_c` per channel c; :math:`\mu_c` and
+- `Standardization`: :math:`(x - \mu_c) / \sigma_c` for each channel c; :math:`\mu_c` and
   :math:`\sigma_c` (C,) are the mean and the population standard deviation over all images and
   positions.
 - `Whitening` (ZCA): :math:`(x - \mu) T` with :math:`T = U (\Lambda + \epsilon I)^{-1/2} U^\top` (D,
   D), where x is flattened to D = C·H·W numbers, :math:`\mu` (D,) is the mean image and :math:`U
   \Lambda U^\top` the eigendecomposition of the covariance :math:`\sum_n (x_n-\mu)^\top (x_n-\mu) /
-  (N-1)`. :math:`\epsilon` = 0.1 is added to the covariance's eigenvalues, and no per-channel
-  standardisation comes before: what MTT (Cazenavette et al., CVPR 2022) does through kornia's
-  `ZCAWhitening`.
+  (N-1)`. As in MTT (Cazenavette et al., CVPR 2022), which uses kornia's `ZCAWhitening`,
+  :math:`\epsilon` = 0.1 is added to the eigenvalues, and channels are not standardised first.
 - `ScaledWhitening` (ZCA of standardised channels): :math:`((x - \mu) / \sigma_c) T`, where T is
-  that of :math:`x / \sigma_c` with :math:`\epsilon` = 0.1 times the mean eigenvalue of the
-  covariance: what FRePo (Zhou et al., NeurIPS 2022) does.
+  fitted on :math:`x / \sigma_c` with :math:`\epsilon` = 0.1 times the mean eigenvalue of the
+  covariance, as in FRePo (Zhou et al., NeurIPS 2022).
 
-Sums over the training split are sums of integers, taken exactly, so a fit does not depend on chunks
-or threads.
+Sums over the training split are exact integer sums, so the result of a fit does not depend on
+chunks or threads.
 """
 
 from __future__ import annotations
@@ -46,14 +44,16 @@ FREPO_RIDGE = 0.1
 """Multiple of the mean eigenvalue that FRePo adds to the eigenvalues of the covariance."""
 
 LARGEST_WHITENING = 3 * 64 * 64
-"""Maximum values per image (C·H·W) for whitening: a covariance of 1.2 GB, minutes to decompose."""
+"""Maximum number of values per image (C·H·W) for whitening. At this size, the covariance takes
+1.2 GB, and its decomposition minutes.
+"""
 
 
 def streamed_whitening(kind: str) -> ConfigError:
-    """Error: a whitening of this kind is not fitted on streamed images."""
+    """Create the error for whitening of streamed images."""
     return ConfigError(
         f"Setting 'data.normalization: {kind}' needs all pixels in memory, so these data cannot "
-        "be streamed; use 'standard', or a smaller 'data.image_size' or fewer classes with "
+        "be streamed; use 'standard', or reduce 'data.image_size' or the number of classes and set "
         "'data.stream: false'."
     )
 
@@ -61,7 +61,7 @@ def streamed_whitening(kind: str) -> ConfigError:
 class Normalization(ABC):
     """Affine map from uint8 pixels to float32 network input, with its inverse.
 
-    Instances can be pickled for workers; constants are cached per device.
+    Instances can be pickled and sent to workers. Constants are cached per device.
     """
 
     kind: ClassVar[NormalizationKind]
@@ -72,7 +72,7 @@ class Normalization(ABC):
         """Map uint8 images (N, C, H, W) to network input float32 (N, C, H, W), on their device.
 
         Raises:
-            DataError: `images` are not uint8, or do not have the fitted shape.
+            DataError: `images` are not uint8, or do not match the fitted shape.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Normalization(ABC):
         """Map floating-point images (N, C, H, W) in [0, 1] to network input; differentiable.
 
         Raises:
-            DataError: `images` are integers, which are pixels in [0, 255].
+            DataError: `images` are integers, presumably pixels in [0, 255].
         """
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Normalization(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """State for `restore`: CPU tensors fit for safetensors."""
+        """State for `restore`, as CPU tensors that safetensors can store."""
 
     @classmethod
     @abstractmethod
@@ -117,12 +117,12 @@ class Normalization(ABC):
 
 
 def _check_unit(images: Tensor) -> None:
-    """Refuse integers for images in [0, 1]."""
+    """Reject integer images where images in [0, 1] are expected."""
     if not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise DataError(
-            f"'forward_unit' takes images of floats in [0, 1]. Got {kind} instead: call the "
-            "normalisation itself with uint8 pixels."
+            f"'forward_unit' takes floating-point images in [0, 1]. Got {kind} instead: call the "
+            "normalisation itself for uint8 pixels."
         )
 
 
@@ -148,7 +148,7 @@ class Standardization(Normalization):
     mean: Tensor
     """float64 (C,), in [0, 1] units."""
     std: Tensor
-    """float64 (C,), in [0, 1] units; 1 for a channel without variance."""
+    """float64 (C,), in [0, 1] units; 1 for a constant channel."""
     _constants: dict[torch.device, tuple[Tensor, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -170,8 +170,8 @@ class Standardization(Normalization):
 
     @classmethod
     def of_histogram(cls, histogram: npt.NDArray[np.int64]) -> Self:
-        """Compute both from the count of each value in each channel, int64 (C, 256)."""
-        # Python integers: count * squares may exceed 2**63
+        """Compute mean and standard deviation from a histogram per channel, int64 (C, 256)."""
+        # Python integers, as count * squares may exceed 2**63
         values = np.arange(256)
         count = int(histogram[0].sum())
         totals = [int(total) for total in histogram @ values]
@@ -214,7 +214,7 @@ class Standardization(Normalization):
 
 @dataclass(frozen=True, eq=False)
 class Whitening(Normalization):
-    """ZCA whitening: decorrelates the values of an image, with the least change of the image."""
+    """ZCA whitening: decorrelates the values of an image while changing the image least."""
 
     mean: Tensor
     """float32 (C, H, W), in [0, 1] units."""
@@ -249,15 +249,15 @@ class Whitening(Normalization):
         values = math.prod(images.shape[1:])
         if values > LARGEST_WHITENING:
             raise ConfigError(
-                f"Setting 'data.normalization: {cls.kind}' needs images of at most {LARGEST_WHITENING:,} "
-                "values, as it keeps a matrix of that side. "
+                f"Setting 'data.normalization: {cls.kind}' needs images of at most "
+                f"{LARGEST_WHITENING:,} values, as it computes a square matrix of that size. "
                 f"Got {' x '.join(map(str, images.shape[1:]))} = {values:,} instead; "
                 "use 'standard'."
             )
         _check_not_empty(images, at_least=2)
         total = torch.zeros(values, dtype=torch.float64)
         gram = torch.zeros(values, values, dtype=torch.float64)
-        # 256 * 255**2 < 2**24: float32 holds every entry of a chunk's Gram matrix exactly
+        # 256 * 255**2 < 2**24, so float32 holds every entry of a chunk's Gram matrix exactly
         for chunk in _chunks(images, 256 * values):
             flat = torch.from_numpy(chunk.reshape(-1, values).astype(np.float32))
             total += flat.sum(0)
@@ -282,7 +282,7 @@ class Whitening(Normalization):
         return whitened.view_as(images)
 
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Inputs T⁻¹ + mean, by a solve with T."""
+        """Inputs T⁻¹ + mean, by solving with T."""
         mean, transform = self._on(inputs.device, lambda: (self.mean, self.transform))
         flat: Tensor = torch.linalg.solve(transform, inputs.flatten(1).float().T).T
         return flat.reshape(inputs.shape) + mean
@@ -299,9 +299,9 @@ class Whitening(Normalization):
 
 @dataclass(frozen=True, eq=False)
 class ScaledWhitening(Whitening):
-    """ZCA whitening of standardised channels, with a ridge relative to the covariance.
+    """ZCA whitening of standardised channels, with a ridge relative to the mean eigenvalue.
 
-    `transform` contains the division by the standard deviations, so it is not symmetric.
+    `transform` includes the division by the standard deviations, so it is not symmetric.
     """
 
     kind: ClassVar[NormalizationKind] = "zca-scaled"
@@ -327,7 +327,7 @@ class ScaledWhitening(Whitening):
         return cls(mean, ((scaled @ scaled.T) / std[:, None]).float())
 
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Inputs T⁻¹ * std + mean, by a solve with the transposed matrix."""
+        """Inputs T⁻¹ * std + mean, by solving with the transposed matrix."""
         mean, transform = self._on(inputs.device, lambda: (self.mean, self.transform))
         flat: Tensor = torch.linalg.solve(transform.T, inputs.flatten(1).float().T).T
         return flat.reshape(inputs.shape) + mean
@@ -382,7 +382,7 @@ def _check_not_empty(images: ImageArray, at_least: int = 1) -> None:
 def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
     """Count each value in each channel of images (N, C, H, W), int64 (C, 256)."""
     histogram = np.zeros((images.shape[1], 256), np.int64)
-    # bincount converts its input to int64, so a few images at a time
+    # a few images at a time, as bincount converts its input to int64
     step = max(1, 2**20 // max(1, math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         for channel, counts in enumerate(histogram):
@@ -391,7 +391,7 @@ def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
 
 
 def _chunks(images: ImageArray, values: int) -> Iterator[Pixels]:
-    """Yield consecutive images in chunks of at most `values` values, but at least one image."""
+    """Yield consecutive images in chunks of up to `values` values, but at least one image."""
     step = max(1, values // max(1, math.prod(images.shape[1:])))
     for _, chunk in batches(
         images, (slice(start, start + step) for start in range(0, len(images), step))

@@ -1,7 +1,7 @@
 """Data sets given as Python objects: torch data sets, arrays, tensors, Hugging Face data sets.
 
-They are read once and written as an `.npz` file next to the store, named by its content: a run can
-then be continued, evaluated and given to workers like any other.
+They are read once and saved in the store as an `.npz` file named by a hash of its content, so that
+a run on them can be resumed, evaluated and distributed like any other.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from rayd.errors import DataError, RaydError
 
 Array = npt.NDArray[Any]
 Normalization = tuple[Sequence[float], Sequence[float]]
-"""Means and standard deviations by channel, which images were normalised with."""
+"""Means and standard deviations per channel with which images were normalised."""
 
 IMAGES = ("image", "img", "images", "pixels", "x")
-"""Columns of images, the first that is there."""
+"""Names of image columns, in order of preference."""
 LABELS = ("label", "labels", "fine_label", "target", "y")
-"""Columns of labels, the first that is there."""
+"""Names of label columns, in order of preference."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One split, read."""
+    """Content of one split."""
 
     images: Array
-    """uint8 (N, H, W) or (N, H, W, C); or PNG files (N,), where sizes differ."""
+    """uint8 (N, H, W) or (N, H, W, C); encoded PNG files (N,) if sizes differ."""
     labels: npt.NDArray[np.int64]
     """Class indices (N,)."""
     class_names: tuple[str, ...] | None
-    """Names of the classes, where the object has them."""
+    """Class names, if the object has them."""
 
 
 def save(
@@ -55,25 +55,25 @@ def save(
     normalization: Normalization | None = None,
     cache: Path | None = None,
 ) -> Path:
-    """Write data sets given as objects to a file that `data=` can name.
+    """Save data sets given as objects to a file that can be passed as `data=`.
 
     Args:
-        train: a pair of images and labels (arrays or tensors), a torch data set with a length, or a
-            Hugging Face data set. Images are PIL images, uint8, or floats in [0, 1], of shape
-            (H, W), (H, W, C) or (C, H, W).
-        test: the same of the test split; absent, a part of `train` is put aside.
-        validation: the same of the validation split.
-        name: of the data; by default that of the object's class.
-        class_names: names of the classes; by default the object's, or numbers.
-        normalization: means and standard deviations that images of floats were normalised with.
+        train: training split: a pair of images and labels (arrays or tensors), a torch data set
+            with a length, or a Hugging Face data set. Images are PIL images, uint8, or floats in
+            [0, 1], of shape (H, W), (H, W, C) or (C, H, W).
+        test: test split; by default, a part of `train` is set aside.
+        validation: validation split.
+        name: name of the data; by default that of the object's class.
+        class_names: class names; by default those of the object, or numbers.
+        normalization: means and standard deviations with which float images were normalised.
         cache: root of the store.
 
     Returns:
-        The file; the same content has the same file.
+        Path of the file; equal content has the same path.
 
     Raises:
         DataError: labels are missing, there is only one class, pixels are out of range, or splits
-            number different classes.
+            have different classes.
         RunError: the store cannot be written.
     """
     splits = {"train": train, "test": test, "validation": validation}
@@ -94,18 +94,18 @@ def save(
     gaps = np.flatnonzero(found != np.arange(len(found)))
     if len(gaps) and names is None:
         raise DataError(
-            f"Labels of the data set given as 'train' must count from 0 to {found.max()} without "
-            f"gaps. No image has label {gaps[0]}."
+            f"Labels of the data set given as 'train' must cover 0..{found.max()}. "
+            f"No image has label {gaps[0]}."
         )
     if len(found) < 2:
         raise DataError(
             "The data set given as 'train' must have at least two classes. "
-            f"Got label {found.tolist()} on all of {len(arrays['y_train'])} images instead."
+            f"Got label {found.tolist()} for all {len(arrays['y_train'])} images instead."
         )
     if names is not None:
         if found.max() >= len(names):
             raise DataError(
-                f"'class_names' must name every class. Got {len(names)} names and label "
+                f"'class_names' must name every class. Got {len(names)} names, but label "
                 f"{found.max()} instead."
             )
         arrays["class_names"] = np.array(names)
@@ -126,39 +126,42 @@ def save(
 def _check_same_classes(
     known: tuple[str, ...] | None, names: tuple[str, ...] | None, split: str
 ) -> None:
-    """Refuse a split whose labels are numbers of other classes than those of the training split.
+    """Check that a split has the classes of the training split, if both name their classes.
 
     Raises:
-        DataError: both name their classes, and these or their order differ.
+        DataError: the classes or their order differ.
     """
     if known is None or names is None or names == known:
         return
     raise DataError(
-        f"The data set given as '{split}' must have the classes of the one given as 'train', in "
-        f"the same order: {listed(known)}. Got {listed(names)} instead; if its labels are right "
-        "all the same, pass 'class_names'."
+        f"The data set given as '{split}' must have the same classes as 'train', in the same "
+        f"order: {listed(known)}. Got {listed(names)} instead; if its labels are correct anyway, "
+        "pass 'class_names'."
     )
 
 
 SPLITS = ("train", "test", "validation")
-"""Keys of data that come from outside the package, beside those of `save`."""
+"""Splits that a data set from an installed package may have."""
 _FILES: dict[tuple[str, Path], tuple[Any, Path]] = {}
-"""Files of data from outside the package, by name and store, with the part that gave them."""
+"""Saved data sets from installed packages, by name and store: the object and its file."""
 
 
 def named(name: str) -> Path | None:
-    """The file of a data set from outside the package; None if there is none of this name.
+    """Save a data set from an installed package, once per process; None if the name is unknown.
 
-    A part is a data set as `save` takes it, a mapping of such from `train`, `test` and `validation`
-    (`class_names` and `normalization` may be in it, too), or a function or class without arguments
-    that gives either. It is read once in a process.
+    The named object is a data set that `save` accepts; a mapping with `train` and optionally
+    `test`, `validation`, `class_names` and `normalization`; or a function or class that returns
+    either when called without arguments.
 
     Args:
-        name: of an entry point of `rayd.datasets`, or `package.module:Name`.
+        name: name of an entry point in `rayd.datasets`, or `package.module:Name`.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        ConfigError: the part cannot be loaded.
-        DataError: it fails, or what it gives is no data set.
+        ConfigError: the object cannot be loaded.
+        DataError: calling it fails, or it is not a data set.
     """
     part = plugins.find("datasets", name)
     if part is None:
@@ -182,7 +185,7 @@ def named(name: str) -> Path | None:
     if unknown_keys or "train" not in splits:
         found = ", ".join(map(str, splits)) or "none"
         raise DataError(
-            f"The data set '{name}' must be one, or a mapping with 'train' and perhaps 'test', "
+            f"'{name}' must be a data set, or a mapping with 'train' and optionally 'test', "
             f"'validation', 'class_names' and 'normalization'. Got {found} instead."
         )
     path = save(**splits, name=re.split("[.:]", name)[-1])
@@ -191,14 +194,14 @@ def named(name: str) -> Path | None:
 
 
 def _affine(normalization: Normalization, channels: int) -> tuple[Array, Array]:
-    """Means and standard deviations (channels,) or (1,) of images that were normalised.
+    """Validate a normalisation; returns means and standard deviations, (channels,) or (1,).
 
     Raises:
-        DataError: they are not as many as channels, or undo nothing.
+        DataError: the number of values is neither 1 nor `channels`, or a value is invalid.
     """
     if not isinstance(normalization, Iterable):
         raise DataError(
-            "'normalization' must be a pair, means and standard deviations. Got "
+            "'normalization' must be a pair of means and standard deviations. Got "
             f"{type(normalization).__name__} instead."
         )
     parts = [np.atleast_1d(np.asarray(part, np.float64)) for part in normalization]
@@ -211,7 +214,7 @@ def _affine(normalization: Normalization, channels: int) -> tuple[Array, Array]:
     mean, deviation = parts
     if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
         raise DataError(
-            "'normalization' must be finite means, and standard deviations above 0. Got "
+            "'normalization' must have finite means and positive standard deviations. Got "
             f"{mean.tolist()} and {deviation.tolist()} instead."
         )
     return mean, deviation
@@ -226,25 +229,25 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
     """Read one split."""
     if isinstance(given, str | Path):
         raise DataError(
-            f"{_upper(where)} must be an object. Got '{given}' instead: data are named by "
-            f"data={str(given)!r}."
+            f"{_capitalized(where)} must be an object. Got '{given}' instead: pass a name or path "
+            f"as data={str(given)!r}."
         )
     if isinstance(given, tuple | list) and len(given) == 2 and hasattr(given[0], "shape"):
         stack = _array(given[0])
         indices = _array(given[1])
         if len(stack) != len(indices):
             raise DataError(
-                f"{_upper(where)} must have a label for each image. Got {len(stack)} images and "
+                f"{_capitalized(where)} must have one label per image. Got {len(stack)} images and "
                 f"{len(indices)} labels instead."
             )
         return Images(_stack(stack, where, normalization), _labels(indices, where), None)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         raise DataError(
-            f"{_upper(where)} must be a pair of images and labels, or a data set with a length "
-            f"and an index (map style). Got {type(given).__name__} instead."
+            f"{_capitalized(where)} must be a pair of images and labels, or a map-style data set "
+            f"with a length. Got {type(given).__name__} instead."
         )
     if len(given) == 0:
-        raise DataError(f"{_upper(where)} is empty.")
+        raise DataError(f"{_capitalized(where)} is empty.")
     columns = getattr(given, "column_names", None)
     if columns is not None:
         return _hugging_face(given, columns, where, normalization)
@@ -254,7 +257,7 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
         item = _item(given, index, where)
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise DataError(
-                f"{_upper(where)} has no labels: an item must be a pair of an image and a label. "
+                f"{_capitalized(where)} must have items that are pairs of an image and a label. "
                 f"Got {type(item).__name__} instead."
             )
         images.append(item[0])
@@ -262,17 +265,17 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
     names = getattr(given, "classes", None)
     named = tuple(map(str, names)) if isinstance(names, list | tuple) else None
     return Images(
-        _together(images, where, normalization),
+        _combine(images, where, normalization),
         _labels(np.array(_numbers(labels, where)), where),
         named,
     )
 
 
 def _item(given: Any, index: int, where: str) -> Any:
-    """An item of a data set.
+    """Get an item of a data set.
 
     Raises:
-        DataError: reading it fails; says which one.
+        DataError: the item cannot be read; the message names its index.
     """
     try:
         return given[index]
@@ -293,8 +296,8 @@ def _hugging_face(
     if image is None or label is None:
         kind = "images" if image is None else "labels"
         raise DataError(
-            f"{_upper(where)} has no column of {kind}: rename one to "
-            f"'{IMAGES[0] if image is None else LABELS[0]}'. It has {', '.join(columns)}."
+            f"{_capitalized(where)} has no column of {kind}: rename one of {', '.join(columns)} to "
+            f"'{IMAGES[0] if image is None else LABELS[0]}'."
         )
     images: list[Any] = []
     labels: list[Any] = []
@@ -304,14 +307,14 @@ def _hugging_face(
         labels.append(item[label])
     names = getattr(getattr(given, "features", {}).get(label), "names", None)
     return Images(
-        _together(images, where, normalization),
+        _combine(images, where, normalization),
         _labels(np.array(_numbers(labels, where)), where),
         tuple(names) if names else None,
     )
 
 
-def _together(images: Sequence[Any], where: str, normalization: Normalization | None) -> Array:
-    """Images one by one as an array, or as PNG files where their sizes differ."""
+def _combine(images: Sequence[Any], where: str, normalization: Normalization | None) -> Array:
+    """Combine images into an array; if their sizes differ, into an array of PNG files."""
     arrays = [_array(image) for image in images]
     if len({array.shape for array in arrays}) == 1:
         return _stack(np.stack(arrays), where, normalization)
@@ -328,28 +331,28 @@ def _together(images: Sequence[Any], where: str, normalization: Normalization | 
 
 
 def _stack(images: Array, where: str, normalization: Normalization | None) -> Array:
-    """All images of a split, of one size, as uint8; see `_pixels`."""
+    """Convert all images of a split, of equal size, to uint8; see `_pixels`."""
     _check_brightness([images], where)
     return _pixels(images, where, normalization)
 
 
 def _check_brightness(arrays: Sequence[Array], where: str) -> None:
-    """Refuse whole numbers that are all 0 or 1, such as masks.
+    """Reject integer images with no values other than 0 and 1, such as masks.
 
     Raises:
-        DataError: they are; says how to give them instead.
+        DataError: all values are 0 or 1.
     """
     whole = all(array.dtype.kind in "iu" for array in arrays)
     filled = [array for array in arrays if array.size]
     if whole and filled and max(array.max() for array in filled) == 1:
         raise DataError(
-            f"Pixels of {where} are whole numbers, all 0 or 1, which would be read as almost black: "
-            "whole numbers reach from 0 to 255. Give them as bool, as floats, or multiplied by 255."
+            f"Pixels of {where} are integers that are all 0 or 1, which would be almost black on "
+            "the scale of 0 to 255: pass them as bool or as floats, or multiply them by 255."
         )
 
 
 def _pixels(images: Array, where: str, normalization: Normalization | None) -> Array:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) as uint8 (N, H, W) or (N, H, W, C)."""
+    """Convert images (N, H, W), (N, H, W, C) or (N, C, H, W) to uint8, with channels last."""
     if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
@@ -361,7 +364,7 @@ def _pixels(images: Array, where: str, normalization: Normalization | None) -> A
 
 
 def _as_bytes(images: Array, where: str, normalization: Normalization | None) -> Array:
-    """Pixels in [0, 255] or [0, 1], or normalised ones, as uint8."""
+    """Convert pixels in [0, 255] or [0, 1], or normalised pixels, to uint8."""
     if images.dtype == np.uint8:
         return images
     if images.dtype == bool:
@@ -392,7 +395,7 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
             )
         raise DataError(
             f"Pixels of {where} must lie in [0, 1]. Got {images.min():.3g} to {images.max():.3g} "
-            "instead: if the images are normalised, say how with normalization=(means, deviations)."
+            "instead: if the images are normalised, pass normalization=(means, deviations)."
         )
     pixels: Array = np.rint(images * 255).astype(np.uint8)
     return pixels
@@ -401,19 +404,19 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
 def _labels(labels: Array, where: str) -> npt.NDArray[np.int64]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
         negative = labels.dtype.kind == "i" and labels.size and labels.min() < 0
-        least = f", the least {labels.min()}," if negative else ""
+        least = f", minimum {labels.min()}," if negative else ""
         raise DataError(
-            f"Labels of {where} must be class indices (N,), from 0. "
+            f"Labels of {where} must be class indices (N,), starting at 0. "
             f"Got {labels.dtype} {labels.shape}{least} instead."
         )
     return labels.astype(np.int64)
 
 
 def _numbers(labels: Sequence[Any], where: str) -> list[Any]:
-    """Labels, numbers or what holds one.
+    """Convert labels to numbers, from numbers or arrays with a single value.
 
     Raises:
-        DataError: a label is several numbers.
+        DataError: a label has several values.
     """
     numbers = []
     for index, label in enumerate(labels):
@@ -421,26 +424,28 @@ def _numbers(labels: Sequence[Any], where: str) -> list[Any]:
         if size != 1:
             raise DataError(
                 f"A label of {where} must be a class index. Got {size} numbers in item {index} "
-                "instead: soft labels, and several labels of an image, are not read."
+                "instead: soft labels and multiple labels per image are not supported."
             )
         numbers.append(label.item() if hasattr(label, "item") else label)
     return numbers
 
 
 def _array(value: Any) -> Array:
-    """A tensor, an array or a PIL image as an array."""
+    """Convert a tensor, an array or a PIL image to an array."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         # NumPy has no bfloat16
         value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, Mapping):
         raise DataError("An image must be an array, a tensor or a PIL image. Got a mapping.")
-    return np.asarray(_in_colours(value) if hasattr(value, "mode") else value)
+    return np.asarray(_grey_or_rgb(value) if hasattr(value, "mode") else value)
 
 
-def _in_colours(image: Any) -> Any:
-    """A PIL image as grey or RGB, transparency on white as in files; of more than 8 bits, as it is:
-    its numbers are checked like those of arrays, where a conversion would cut them off at 255.
+def _grey_or_rgb(image: Any) -> Any:
+    """Convert a PIL image to greyscale or RGB, compositing transparency on white as for files.
+
+    Images with more than 8 bits per channel are returned unchanged: a conversion would clip them at
+    255, whereas their values are checked like those of arrays.
     """
     from PIL import Image
 
@@ -455,5 +460,5 @@ def _in_colours(image: Any) -> Any:
     return Image.alpha_composite(canvas, seen).convert("RGB")
 
 
-def _upper(where: str) -> str:
+def _capitalized(where: str) -> str:
     return where[0].upper() + where[1:]

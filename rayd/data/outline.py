@@ -1,12 +1,12 @@
-"""Outline of a data set without decoded pixels, or without its files: enough to plan a run.
+"""Outline of a data set for planning a run, without decoding pixels or even having the files.
 
-`load_outline` chooses classes, splits and the long tail from the labels, as `rayd.data.load` does,
-with stand-ins for the pixels. Of a set in files it reads labels and the headers of a few images;
-for a known set without files, classes and counts come from the catalogue.
+`load_outline` selects classes, splits and the long tail from the labels, as `rayd.data.load` does,
+but uses placeholders for the pixels. It reads only labels and the headers of a few images; for a
+known set without files, classes and counts come from the catalogue.
 
-Fingerprints are hashes of all pixels. When a set is decoded, they are stored under `outlines/`,
-keyed by the files' paths, sizes and modification times, so that a plan finds the results stored
-under them. A set that was never decoded with this store has none.
+Fingerprints are hashes of all pixels. When a run decodes a set, its fingerprints are stored under
+`outlines/`, keyed by the paths, sizes and modification times of the files, so that a plan can look
+up results in the store. For a set that was never decoded with this store, they are unknown.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from rayd.seeding import generator
 log = logging.getLogger(__name__)
 
 STAGE = "outlines"
-"""Folder of the store."""
+"""Folder in the store."""
 UNKNOWN = "unknown {}"
-"""Stand-in for the fingerprint of a split."""
+"""Placeholder for the fingerprint of a split."""
 CHANNELS = 3
-"""Channels of known sets whose files have different sizes."""
+"""Number of channels assumed for known sets whose images differ in size."""
 PHOTOGRAPH = (375, 500)
 """Height and width of a typical ImageNet photograph."""
 
@@ -69,11 +69,11 @@ class Outline:
     """A data set without its pixels."""
 
     data: ImageData
-    """Real splits, labels and class names; pixels and normalisation are stand-ins."""
+    """Real splits, labels and class names, with placeholders for pixels and normalisation."""
     found: bool
-    """Whether the data set was found; otherwise sizes are those of the published set."""
+    """Whether the data set was found; otherwise the outline describes the published set."""
     surveyed: bool
-    """Whether the pass over streamed images has been made; true where none is needed."""
+    """Whether the survey of streamed images is stored (`rayd.data.survey`), or none is needed."""
 
 
 def load_outline(
@@ -82,12 +82,12 @@ def load_outline(
     """Outline a data set.
 
     Args:
-        settings: as for `rayd.data.load`.
-        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        settings: see `rayd.data.load`.
+        root: data root, searched before `$RAYD_DATA` and `~/.cache/rayd/data`.
         cache: root of the store shared by runs.
 
     Raises:
-        DataError: the data are damaged, unfit for the settings, or neither found nor known.
+        DataError: the data are damaged, unsuitable for the settings, or neither found nor known.
         ConfigError: the settings do not suit the data.
     """
     from rayd.data.loading import choose, is_streamed
@@ -114,7 +114,7 @@ def load_outline(
         chosen,
         data.shape,
         left_out=source.left_out,
-        looked_at=_looked_at(settings, chosen["train"], data) if found else None,
+        looked_at=_inspected_count(settings, chosen["train"], data) if found else None,
     )
     return replace(outline, data=replace(data, summary=summary))
 
@@ -126,7 +126,7 @@ def _in_memory(
     store: Path,
     found: bool,
 ) -> ImageData:
-    """Outline data that a run decodes into memory."""
+    """Outline a data set that a run would decode into memory."""
     arrays = all(isinstance(subset.split.read, ArrayPixels) for subset in chosen.values())
     decoder = Decoder.of(settings)
     sets: dict[str, ImageSet] = {}
@@ -138,7 +138,7 @@ def _in_memory(
             sets[split] = ImageSet(read_pixels(subset, decoder, shape), subset.labels, names)
         else:
             shape = shape or _shape(subset, settings)
-            # zeros that are never written take no memory
+            # the operating system allocates no memory for zeros that are never written
             pixels = np.zeros((len(subset.rows), *shape), np.uint8)
             sets[split] = ImageSet(
                 pixels, subset.labels, names, fingerprints.get(split, UNKNOWN.format(split))
@@ -162,7 +162,7 @@ def _streamed(
     store: Path,
     found: bool,
 ) -> Outline:
-    """Outline data that a run streams from their files."""
+    """Outline a data set that a run would stream from its files."""
     if settings.normalization != "standard":
         raise streamed_whitening(settings.normalization)
     sets: dict[str, ImageSet] = {}
@@ -190,8 +190,8 @@ def _streamed(
     return Outline(data, found, surveyed)
 
 
-def _looked_at(settings: DataSettings, train: SplitSubset, data: ImageData) -> int | None:
-    """Number of images that seem to be all greyscale, if others may have a colour."""
+def _inspected_count(settings: DataSettings, train: SplitSubset, data: ImageData) -> int | None:
+    """Number of images inspected, if all of them are greyscale but others may be in colour."""
     undecided = (
         settings.mode is None
         and isinstance(train.split.read, EncodedPixels)
@@ -216,7 +216,7 @@ def _shape(subset: SplitSubset, settings: DataSettings) -> ImageShape:
 
 @dataclass(frozen=True, eq=False)
 class _Standardization(Standardization):
-    """Stand-in for the standardisation that a run fits."""
+    """Placeholder for the standardisation that a run fits."""
 
     known: str = ""
 
@@ -227,7 +227,7 @@ class _Standardization(Standardization):
 
 @dataclass(frozen=True, eq=False)
 class _Whitening(Whitening):
-    """Stand-in for the whitening that a run fits."""
+    """Placeholder for the whitening that a run fits."""
 
     known: str = ""
 
@@ -243,7 +243,7 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
         return _Standardization(half, half, fingerprint)
     values = shape.channels * shape.height * shape.width
     if values > LARGEST_WHITENING:
-        # raises the same error as a run would
+        # raises the same error as a run
         fit_normalization(settings.normalization, np.zeros((2, *shape), np.uint8))
     return _Whitening(torch.full(shape, 0.5), torch.empty(values, values), fingerprint)
 
@@ -251,11 +251,11 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
 def remember(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], data: ImageData, store: Path
 ) -> None:
-    """Store shape and fingerprints of a decoded set where decoding or fitting it is slow.
+    """Store shape and fingerprints of a decoded set, if recomputing them would be slow.
 
     Args:
-        settings: settings of the data.
-        chosen: decoded images of each split.
+        settings: data settings.
+        chosen: images selected for each split.
         data: decoded data.
         store: root of the store shared by runs.
     """
@@ -271,23 +271,23 @@ def remember(
         found["normalization"] = data.normalization.fingerprint
         write_json(path, {"result": found, "image": list(data.shape)})
     except RunError as error:
-        log.warning("%s Plans will not find results of this run in the store.", error)
+        log.warning("%s Plans will not find this run's results in the store.", error)
 
 
 @dataclass(frozen=True)
 class _Recalled:
-    """Stored properties of a set that a run has decoded."""
+    """Stored properties of a set that a run has decoded; empty if none has."""
 
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of splits and normalisation."""
     image: ImageShape | None = None
-    """Shape of an image: all images decide on greyscale or colour."""
+    """Shape of an image; whether it is greyscale or colour depends on all images."""
 
 
 def _recall(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...], store: Path
 ) -> _Recalled:
-    """Look up a set; nothing is known when no run has decoded it."""
+    """Look up the stored properties of a set."""
     key = _key(settings, chosen, names)
     return _Recalled() if key is None else _stored(_path(key, store))
 
@@ -298,7 +298,7 @@ def _stored(path: Path) -> _Recalled:
             return _Recalled()
         tree = read_json(path)
         found = {str(name): str(value) for name, value in tree["result"].items()}
-        # files of earlier versions lack the shape
+        # earlier versions did not store the shape
         image = ImageShape(*map(int, tree["image"])) if "image" in tree else None
         return _Recalled(found, image)
     except (ArtifactError, KeyError, AttributeError, TypeError, ValueError):
@@ -312,7 +312,7 @@ def _path(key: str, store: Path) -> Path:
 def _key(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...]
 ) -> str | None:
-    """Hash of all inputs of the fingerprints; None where computing them is fast anyway."""
+    """Hash of everything that the fingerprints depend on; None if computing them is fast."""
     parts: dict[str, Any] = {}
     decoder = Decoder.of(settings)
     shape: ImageShape | None = None
@@ -332,16 +332,13 @@ def _key(
 
 
 def _published(known: KnownSet, settings: DataSettings) -> Source:
-    """Stand-in source for a known set without files, with the published sizes.
+    """Placeholder source for a known set without files, with the published numbers of images.
 
     Raises:
-        DataError: the published files differ in size, and the settings give none.
+        DataError: the published images differ in size, and 'data.image_size' is not set.
     """
     if known.shape is None and settings.image_size is None:
-        raise DataError(
-            "Images must all have the same size unless 'data.image_size' is set: "
-            f"those of '{known.name}' differ."
-        )
+        raise DataError(f"The images of '{known.name}' differ in size: set 'data.image_size'.")
     shape = known.shape or ImageShape(CHANNELS, *PHOTOGRAPH)
     names = known.class_names or _names(known.classes, settings.classes or ())
     splits: dict[SplitName, Split] = {
@@ -354,7 +351,7 @@ def _published(known: KnownSet, settings: DataSettings) -> Source:
 
 
 def _names(count: int, requested: Sequence[str]) -> tuple[str, ...]:
-    """Class names of a set whose copies spell them differently: requested names, then numbers."""
+    """Class names if copies of a set spell them differently: requested names, then numbers."""
     numbered = (f"class {label}" for label in range(len(requested), count))
     return (*requested[:count], *numbered)
 
@@ -368,7 +365,7 @@ def _split(
         else np.sort(np.arange(total) % known.classes)
     )
     if known.shape is not None:
-        # sets of small images are published in a fixed random order, others class by class
+        # sets of small images are published in random order, others sorted by class
         labels = labels[torch.randperm(total, generator=generator(0, "published order")).numpy()]
     return Split(
         f"the {split} split of '{known.name}'",
@@ -379,7 +376,7 @@ def _split(
 
 @dataclass(frozen=True)
 class _Photographs:
-    """Stand-ins for encoded images: the same grey image of a typical size for every row."""
+    """Placeholder for encoded images: every row holds the same image of a typical size."""
 
     shape: ImageShape
     count: int
@@ -403,7 +400,7 @@ class _Photographs:
 
 
 def _photograph(shape: ImageShape) -> bytes:
-    """JPEG with detail everywhere, as photographs have."""
+    """Encode a JPEG with detail everywhere, like a photograph."""
     rows, columns = np.indices((shape.height, shape.width))
     waves = 127 + 60 * np.sin(rows / 3) + 60 * np.sin(columns / 5)
     image = Image.fromarray(waves.astype(np.uint8))

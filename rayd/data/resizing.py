@@ -1,8 +1,8 @@
-"""Resizing of images to squares: cropped, squashed or padded.
+"""Resizing of images to squares by cropping, squashing or padding, bilinear with antialiasing.
 
-Bilinear with antialiasing. Cropping scales the short side and keeps the central square, equal to
-torchvision's `Resize` followed by `CenterCrop`; padding scales the long side and fills the rest
-with a background; both keep the aspect ratio. Squashing scales both sides.
+Cropping scales the short side and keeps the central square, like torchvision's `Resize` followed by
+`CenterCrop`. Padding scales the long side and fills the rest with a background colour. Both keep
+the aspect ratio; squashing scales each side independently.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def fit_square(
     fit: Fit = "crop",
     background: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """Image at `side` x `side` pixels; the image itself if it has that size already.
+    """Resize an image to `side` x `side` pixels; returns the image itself if it has that size.
 
     Args:
-        image: of mode L or RGB.
-        side: in pixels.
-        fit: how an image that is not square becomes one.
+        image: image of mode L or RGB.
+        side: side in pixels.
+        fit: how to make the image square.
         background: colour around padded images.
     """
     if image.size == (side, side):
@@ -47,7 +47,7 @@ def fit_square(
 def resize(
     images: Pixels, side: int, fit: Fit = "crop", background: tuple[int, int, int] = WHITE
 ) -> Pixels:
-    """Resize images (N, C, H, W) to (N, C, side, side); returns the array itself if it fits."""
+    """Resize images (N, C, H, W) to (N, C, side, side); returns the array itself if unchanged."""
     if images.shape[2:] == (side, side):
         return images
     colours = background if images.shape[1] == 3 else (_grey(background),)
@@ -60,6 +60,6 @@ def resize(
 
 
 def _grey(colour: tuple[int, int, int]) -> int:
-    """Luminance of a colour, by PIL's formula."""
+    """Luminance of an RGB colour, by PIL's formula."""
     red, green, blue = colour
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16

@@ -4,32 +4,31 @@ With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,
 
 - `random`: k images drawn without replacement.
 - `herding` (Welling, "Herding dynamical weights to learn", ICML 2009; greedy and without
-  replacement as in iCaRL, Rebuffi et al., CVPR 2017): image after image, the one that brings the
-  mean of the chosen closest to :math:`\mu`,
+  replacement as in iCaRL, Rebuffi et al., CVPR 2017): each step adds the image that brings the mean
+  of the selected images closest to :math:`\mu`,
 
   .. math:: i_t = \arg\min_i \Big\| \mu - \tfrac{1}{t} \big( x_i + \sum_{s<t} x_{i_s} \big) \Big\|
 
-- `k_center` (greedy farthest point; Sener and Savarese, ICLR 2018): first the image nearest
-  :math:`\mu`, then image after image the one farthest from all the chosen,
+- `k_center` (greedy farthest point; Sener and Savarese, ICLR 2018): starts with the image nearest
+  :math:`\mu`; each further step adds the image farthest from all selected ones,
 
   .. math:: i_t = \arg\max_i \min_{s<t} \| x_i - x_{i_s} \|
 
-- `forgetting` (Toneva et al., ICLR 2019): those most often forgotten in training.
-- `el2n` (Paul et al., NeurIPS 2021): those of the largest error early in training.
-- `difficulty`: k neighbours in the order of that error, easy ones if k is small and hard ones if it
-  is large, as Sorscher et al. advise ("Beyond neural scaling laws", NeurIPS 2022). Of the n - k
-  images that are left out, the share k / n is easier than these, the others are harder.
+- `forgetting` (Toneva et al., ICLR 2019): the k images forgotten most often during training.
+- `el2n` (Paul et al., NeurIPS 2021): the k images with the largest error early in training.
+- `difficulty`: k consecutive images in the order of that error, easy ones for small k and hard ones
+  for large k, as Sorscher et al. advise ("Beyond neural scaling laws", NeurIPS 2022). Of the n - k
+  remaining images, the share k / n is easier than the selected ones, the rest is harder.
 
-Scores of the last three are those of `rayd.training.image_ranking`. A few of the hardest images do
-not represent their class: on the 8x8 digits with one image a class, students reach 0.32 by
-forgetting and 0.27 by errors (random images 0.77, difficulty 0.84, herding 0.89); with ten 0.86
-(0.97, 0.91, 0.96).
+The last three use the scores of `rayd.training.image_ranking`. The few hardest images do not
+represent their class: on the 8x8 digits with one image per class, students reach 0.32 with
+`forgetting` and 0.27 with `el2n` (random images 0.77, `difficulty` 0.84, herding 0.89); with ten
+images per class, 0.86 (0.97, 0.91, 0.96).
 
-Every function returns rows sorted by class, class 0's first, and within a class in the order of
-choice: the first j of a choice of k are the choice of j, except with `difficulty`. Ties go to the
-first row. If a class has fewer than k images, as in the tail of a long-tailed set, `select` takes all
-of them, and then again in the same order: as if with replacement, but no image twice before each was
-taken once.
+All functions return rows sorted by class and, within a class, by selection step. Except with
+`difficulty`, the first j of k selected images are the selection for j. The first row wins ties. If
+a class has fewer than k images, as in the tail of a long-tailed set, `select` takes all of them and
+then repeats them in the same order.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from rayd.data.normalization import Normalization
 from rayd.errors import ConfigError, DataError, unknown
 
 Pick = Callable[[Tensor, int], Tensor]
-"""Maps the features (n, d) of one class to the positions (k,) of the k chosen."""
+"""Maps the features (n, d) of one class to the positions (k,) of the selected images."""
 
 
 def select(
@@ -56,21 +55,21 @@ def select(
     generator: torch.Generator,
     scores: Mapping[str, Tensor] | None = None,
 ) -> Rows:
-    """Select rows of `per_class` images of every class, int64 (classes * per_class,).
+    """Select `per_class` images of every class; returns their rows, int64 (classes * per_class,).
 
-    The features of herding and k-center are the normalised pixels, flattened, in float32. One class
-    is normalised at a time, so memory holds the largest class and not the set.
+    Herding and k-center use flattened normalised pixels in float32 as features. Classes are
+    normalised one at a time, so that memory holds the features of one class, not of the whole set.
 
     Args:
         how: `random`, `herding`, `k-center`, `forgetting`, `el2n` or `difficulty`.
-        image_set: images to choose from.
-        per_class: images of each class, k.
-        normalization: maps pixels to features; unused by `random`.
+        image_set: images to select from.
+        per_class: number of images per class, k.
+        normalization: maps pixels to features; used by herding and k-center only.
         generator: random generator; used by `random` only.
-        scores: of all images, (N,) each, by name; used by the last three.
+        scores: scores of all images by name, (N,) each; used by the last three only.
 
     Raises:
-        ConfigError: the selection method is unknown, or its scores are not given.
+        ConfigError: the selection method is unknown, or its scores are missing.
         DataError: a class has no image.
     """
     if how == "random":
@@ -96,7 +95,7 @@ def select(
 
 
 def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> Rows:
-    """Draw `per_class` images of every class, without replacement while any are left.
+    """Draw `per_class` images of every class at random; a class that has fewer repeats its images.
 
     Raises:
         DataError: a class has no image.
@@ -115,7 +114,7 @@ def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
     Args:
         features: (N, d).
         labels: class indices (N,).
-        per_class: rows of each class.
+        per_class: number of rows per class.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -124,12 +123,12 @@ def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
 
 
 def k_center(features: Tensor, labels: Tensor, per_class: int) -> Rows:
-    """Select rows that greedily minimise the largest distance to a chosen row of the class.
+    """Select rows that greedily minimise the largest distance to a selected row of the class.
 
     Args:
         features: (N, d).
         labels: class indices (N,).
-        per_class: rows of each class.
+        per_class: number of rows per class.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -149,19 +148,19 @@ def _by_class(features: Tensor, labels: Tensor, per_class: int, pick: Pick) -> R
 def _require(name: str, count: int, per_class: int) -> None:
     if count < per_class:
         raise DataError(
-            f"Class {name} must have at least the {per_class} image(s) to choose. "
+            f"Class {name} must have at least {per_class} image(s) to select from. "
             f"Got {count} instead."
         )
 
 
 def _herd(features: Tensor, count: int) -> Tensor:
-    """Positions chosen by herding, in the order of choice."""
+    """Positions selected by herding, in order."""
     centred = features - features.mean(0)
     squares = torch.linalg.vecdot(centred, centred)
     total = torch.zeros_like(centred[0])
     chosen = torch.empty(count, dtype=torch.long, device=features.device)
     for step in range(count):
-        # |total + x|^2 without |total|^2, which is the same for every x
+        # |total + x|^2 without |total|^2, which is equal for all x
         distance = squares + 2 * (centred @ total)
         distance[chosen[:step]] = torch.inf
         chosen[step] = distance.argmin()
@@ -170,10 +169,10 @@ def _herd(features: Tensor, count: int) -> Tensor:
 
 
 def _cover(features: Tensor, count: int) -> Tensor:
-    """Positions chosen by greedy k-center, in the order of choice."""
+    """Positions selected by greedy k-center, in order."""
 
     def distances(point: Tensor) -> Tensor:
-        # exact differences: the expanded square loses the distance of near duplicates to rounding
+        # computes differences, as the expanded square would round off distances of near duplicates
         return torch.cdist(
             features, point.unsqueeze(0), compute_mode="donot_use_mm_for_euclid_dist"
         ).squeeze(1)
@@ -183,7 +182,7 @@ def _cover(features: Tensor, count: int) -> Tensor:
     nearest = torch.full_like(features[:, 0], torch.inf)
     for step in range(1, count):
         torch.minimum(nearest, distances(features[chosen[step - 1]]), out=nearest)
-        # negative, so that not even a duplicate is chosen twice
+        # negative, so that a selected row is never chosen again, even among duplicates
         nearest[chosen[step - 1]] = -1
         chosen[step] = nearest.argmax()
     return chosen
@@ -195,12 +194,12 @@ def _highest(scores: Tensor, count: int) -> Tensor:
 
 
 def _neighbours(scores: Tensor, count: int) -> Tensor:
-    """Positions of `count` neighbours in the order from easy to hard; see `difficulty` above."""
+    """Positions of `count` consecutive images in the order from easy to hard; see `difficulty`."""
     first = count * (len(scores) - count) // len(scores)
     return scores.argsort(stable=True)[first : first + count]
 
 
 SCORED: Mapping[str, str] = {"forgetting": "forgetting", "el2n": "el2n", "difficulty": "el2n"}
-"""Selections by scores, with the score of each."""
+"""Selection methods based on scores, with the score that each uses."""
 GREEDY: Mapping[str, Pick] = {"herding": _herd, "k-center": _cover}
-"""Deterministic selections, by the setting's value."""
+"""Greedy selection methods, by the setting's value."""

@@ -1,11 +1,11 @@
-"""Finding and opening data sets: by name in the data root, or by path.
+"""Locating and opening data sets, by name in a data root or by path.
 
-A name is resolved in the given data root, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in
-each as `<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in
-torchvision's own folders. Data sets from outside the package are found by `package.module:Name` or
-by entry points of `rayd.datasets` (`rayd.data.objects.named`). Roots and paths may be URLs
-(`rayd.remote`): opening encoded images reads only their labels, and each process fetches the files
-it needs (`rayd.data.copies`); arrays are fetched whole.
+A name is looked up in the given data root, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in
+each of them as `<root>/<name>` (Parquet files, raw files or an image folder), as
+`<root>/<name>.npz`, and in torchvision's folders. Installed packages provide data sets as
+`package.module:Name` or through entry points of `rayd.datasets` (`rayd.data.objects.named`). Roots
+and paths may be URLs (`rayd.remote`): opening encoded images reads only their labels, and each
+process fetches the files that it needs (`rayd.data.copies`); arrays are fetched whole.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "RAYD_DATA"
-"""Environment variable of the data root."""
+"""Environment variable with the data root."""
 
 PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".npy", ".joblib"})
-"""Files that are, or may be, pickles."""
+"""File extensions of pickles and of files that may contain them."""
 
 PICKLED_CIFAR = frozenset({"data_batch_1", "train"})
 """Pickles of CIFAR's Python version, which have no file extension."""
 
 SAMPLE = 1000
-"""Maximum number of files of a folder that an error message is based on."""
+"""Maximum number of files in a folder that are inspected for an error message."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class SourceInfo:
     name: str
     """Name of the data set."""
     classes: int | None
-    """Number of classes; None if unknown before it is opened."""
+    """Number of classes; None if unknown until the data set is opened."""
     found: Path | None
-    """Its path, or `package.module:Name` of an installed package; None if it was not found."""
+    """Its path, or `package.module:Name` in an installed package; None if it was not found."""
     how: str
     """How to obtain it, as a clause."""
 
 
 def data_roots(root: Path | None = None) -> tuple[Path, ...]:
-    """Folders that are searched for names, in order."""
+    """Folders that are searched for data sets, in order."""
     variable = os.environ.get(ROOT_VARIABLE)
     given: list[str | Path] = [root] if root is not None else []
     given += [variable] if variable else []
@@ -69,15 +69,15 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
-    """Path of the data set with a name or at a path; None if not found or of no known format.
+    """Path of a data set given by name or path; None if not found or not in a known format.
 
     Raises:
-        RaydError: it is from outside the package, and fails to load or is unfit; or this user may
-            not read it.
+        RaydError: a data set from an installed package cannot be loaded or is not valid, or the
+            user may not read the path.
     """
     found = next((path for path in _candidates(name, root) if _exists(path)), None)
     if found is None and (plugins.is_spec(name) or name in plugins.offered("datasets")):
-        # arrays and tensors are read by a module that commands on files do without
+        # imported here because commands on files do not need it
         from rayd.data.objects import named
 
         found = named(name)
@@ -85,10 +85,10 @@ def locate(name: str, root: Path | None = None) -> Path | None:
 
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
-    """List the known data sets, found or not, then other data sets in the data roots."""
+    """List all known data sets, then others in the data roots and from installed packages."""
     infos = []
     for known in KNOWN.values():
-        # what cannot be read stands in the way of no list
+        # unreadable data must not prevent the listing
         found = None
         with suppress(DataError):
             found = locate(known.name, root)
@@ -107,41 +107,42 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
                     listed.add(name)
                     infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
     for name, value in plugins.offered("datasets").items():
-        infos.append(SourceInfo(name, None, Path(value), "an installed package has it"))
+        infos.append(SourceInfo(name, None, Path(value), "an installed package provides it"))
     return infos
 
 
 def open_source(
     name: str, root: Path | None = None, settings: DataSettings | None = None
 ) -> Source:
-    """Open a data set by name or path: reads and checks its labels, decodes no image.
+    """Open a data set by name or path: read and check its labels, without decoding images.
 
     Args:
-        name: of a known set, or the path of one's own.
-        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
-        settings: which parts are the splits, where that is not certain.
+        name: name of a known set, or a path.
+        root: data root, searched before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        settings: may name the parts to use as splits, where that is ambiguous.
 
     Raises:
-        DataError: it is unknown, missing, empty, damaged, or a pickle.
+        ConfigError: the settings name splits of a data set whose splits are fixed.
+        DataError: the data set is unknown, missing, empty, damaged, or a pickle.
     """
     path = locate(name, root) if name else None
     known = KNOWN.get(name)
     names = known.class_names if known else None
     if known is not None:
-        _tell_namesake(name, path)
+        _warn_about_namesake(name, path)
     if path is not None and remote.url(path) is not None:
-        # encoded images are opened from a listing of their names, which fetches labels alone
+        # encoded images are opened from a file listing, which fetches only labels
         listing = Listing.of(path)
         if parquet.holds(listing):
             return parquet.open_listing(listing, names, settings)
         if folder.holds(listing):
             return folder.open_listing(listing, settings)
-        # other formats are arrays in files, which are fetched whole: a single one, or a folder
+        # other formats are arrays and fetched whole: a single file, or a folder of files
         if not remote.bring(path):
             remote.bring_all(path)
     format_ = _format(path) if path is not None else None
     if path is None or format_ is None:
-        raise DataError(_why_not(name, root))
+        raise DataError(_not_found(name, root))
     for named in NAMED_SPLITS:
         if named is format_:
             return named.open_source(path, names, settings)
@@ -154,15 +155,15 @@ def open_source(
 
 
 @cache
-def _tell_namesake(name: str, path: Path | None) -> None:
-    """Say, once, that a known data set is read, and not a folder of the same name here."""
+def _warn_about_namesake(name: str, path: Path | None) -> None:
+    """Warn once that a name means a known data set, not the folder of that name here."""
     own = Path(name)
     with suppress(OSError, DataError):
         is_read = path is not None and path.exists() and own.samefile(path)
         if own.is_dir() and not is_read and _format(own) is not None:
             log.warning(
-                "'%s' is the known data set of this name, not the folder '%s' here, which is read "
-                "with data=./%s.",
+                "'%s' is the known data set of this name, not the folder '%s' here; to read the "
+                "folder, use data=./%s.",
                 *(name, name, name),
             )
 
@@ -181,15 +182,15 @@ def _candidates(name: str, root: Path | None) -> Iterator[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a data set is at a path; at a URL only existence is checked."""
+    """Whether there is a data set at a path; for a URL, whether there is anything."""
     return _format(path) is not None if remote.url(path) is None else remote.exists(path)
 
 
 def _format(path: Path) -> Format | None:
-    """Format of what is at a path; None if nothing is, or no data set.
+    """Format of the data set at a path; None if there is none.
 
     Raises:
-        DataError: this user may not read it.
+        DataError: the user may not read the path.
     """
     try:
         if not path.exists():
@@ -199,10 +200,10 @@ def _format(path: Path) -> Format | None:
         raise DataError(f"Cannot read '{path}': {error.strerror}.") from error
 
 
-def _why_not(name: str, root: Path | None) -> str:
-    """Explain why the data set of this name cannot be opened, with a remedy."""
+def _not_found(name: str, root: Path | None) -> str:
+    """Error message for a data set that cannot be opened, with a remedy."""
     if not name:
-        return "Setting 'data.name' must not be empty; own data are given as data=PATH."
+        return "Setting 'data.name' must not be empty; use data=PATH for your own data."
     known = KNOWN.get(name)
     remedy = f"; {known.how}" if known else ""
     pickled = []
@@ -210,30 +211,30 @@ def _why_not(name: str, root: Path | None) -> str:
         pickled = [parent / place for parent in data_roots(root) for place in known.pickled]
     found = next((path for path in (*_candidates(name, root), *pickled) if path.exists()), None)
     if found is not None:
-        return f"{_why_unreadable(found)}{remedy}."
+        return f"{_unreadable(found)}{remedy}."
     if known is not None:
         places = ", ".join(f"'{parent / name}'" for parent in data_roots(root))
         return f"Data set '{name}' was not found in {places}{remedy}."
     if os.sep in name or name.startswith(("~", ".")):
         path = remote.local(name)
         place = f"There is no data set at '{remote.shown(path)}'"
-        # the mirror of a URL is absolute, too
+        # also holds for URLs, whose mirror paths are absolute
         if path.is_absolute():
             return f"{place}."
-        return f"{place}, seen from '{Path.cwd()}'; {_GOES_ON}."
+        return f"{place}, relative to '{Path.cwd()}'; {_RELATIVE}."
     names = [info.name for info in known_sources(root)]
     return (
         f"{unknown('data set', name, names)} "
-        f"Own data are given as data=PATH, but '{Path.cwd()}' has no folder or .npz file '{name}'; "
-        f"{_GOES_ON}."
+        f"Use data=PATH for your own data; '{Path.cwd()}' has no folder or .npz file '{name}'; "
+        f"{_RELATIVE}."
     )
 
 
-_GOES_ON = "a run on a relative path goes on in the folder where it was started"
+_RELATIVE = "resume a run with a relative data path from the folder where it was started"
 
 
-def _why_unreadable(path: Path) -> str:
-    """Explain what is wrong with a path that no format matches, as a clause."""
+def _unreadable(path: Path) -> str:
+    """Explain why no format matches a path, as a clause."""
     *others, last = [known.DESCRIPTION for known in NAMED_SPLITS]
     expected = f"must be {', '.join(others)}, or {last}"
     if path.is_file():
@@ -243,12 +244,12 @@ def _why_unreadable(path: Path) -> str:
     if not files:
         broken = next((link for link in path.rglob("*") if not link.exists()), None)
         if broken is not None:
-            return f"'{path}' holds links to files that are not there, e.g. '{broken}'"
+            return f"'{path}' holds broken links, e.g. '{broken}'"
         return f"'{path}' is an empty folder"
     if any(file.suffix in PICKLES or file.name in PICKLED_CIFAR for file in files):
         return f"'{path}' holds pickles, which are never loaded"
     suffixes = {file.suffix.lower() for file in files}
     if any(file.parent == path and file.suffix.lower() in folder.SUFFIXES for file in files):
         hint = folder.without_tables(suffixes) or "sort them into one folder per class"
-        return f"'{path}' {expected}. Got images outside of folders; {hint}"
-    return f"'{path}' {expected}. Got a folder with '{files[0].relative_to(path)}' in it"
+        return f"'{path}' {expected}. Got images outside of class folders; {hint}"
+    return f"'{path}' {expected}. Got a folder that holds '{files[0].relative_to(path)}' instead"

@@ -1,7 +1,7 @@
-"""Selection of images for each split, based on the labels alone, before any image is decoded.
+"""Selection of images for each split from the labels alone, before any image is decoded.
 
 Every draw uses a generator seeded by (split seed, purpose, class name), so the images drawn for a
-class depend neither on which other classes were chosen nor on their order.
+class do not depend on the other selected classes or on their order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rayd.seeding import generator
 
 
 def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]:
-    """Rows whose label is in `chosen`, and their labels renumbered to positions in `chosen`.
+    """Select rows whose label is in `chosen`; also return their positions in `chosen` as labels.
 
     >>> choose_classes(np.array([0, 2, 1, 2]), [2, 0])
     (array([0, 1, 3]), array([1, 0, 0]))
@@ -32,9 +32,9 @@ def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]
 def stratified(
     labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str
 ) -> tuple[Rows, Rows]:
-    """Split rows in two, with the same fraction of every class set aside.
+    """Set aside the same fraction of every class.
 
-    Of a class of n images, round(fraction * n) are set aside: at least one if n >= 2, never all.
+    For a class of n images, round(fraction * n) are set aside: at least one if n >= 2, never all.
 
     Args:
         labels: class indices (N,).
@@ -45,7 +45,7 @@ def stratified(
             draws.
 
     Returns:
-        The rows that are kept, and those that are set aside.
+        The rows that are kept, and the rows that are set aside.
     """
     aside = np.zeros(len(labels), bool)
     for label, name in enumerate(class_names):
@@ -57,30 +57,30 @@ def stratified(
 
 
 def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
-    """Whether the classes are long-tailed: the largest has at least twice the smallest's images."""
+    """Whether classes are imbalanced: the largest is at least twice as large as the smallest."""
     return bool(max(counts) >= 2 * min(counts))
 
 
 def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
     r"""Images kept per class, int64 (classes,): :math:`n_c = n_{max} f^{-c/(C-1)}`, truncated.
 
-    Class 0 is the head. This is the convention of LTDD (Zhao et al., 2024) and of earlier long-tailed
-    CIFAR sets (Cui et al., CVPR 2019).
+    Class 0 is the largest. LTDD (Zhao et al., 2024) and earlier long-tailed CIFAR sets (Cui et al.,
+    CVPR 2019) use the same formula.
 
     >>> long_tailed_counts(5000, 100, 10).sum()
     np.int64(12406)
     """
     share = imbalance ** (-np.arange(classes) / max(classes - 1, 1))
-    # 1e-9: a power that should be whole must not be truncated to the integer below it
+    # 1e-9 prevents rounding errors from truncating a whole number to the integer below it
     return np.floor(largest * share + 1e-9).astype(np.int64)
 
 
 def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], seed: int) -> Rows:
-    """Draw a long-tailed subset without replacement; a class below its count keeps all images.
+    """Draw a long-tailed subset without replacement; classes that are small enough stay whole.
 
     Args:
         labels: class indices (N,).
-        imbalance: imbalance factor f, largest over smallest class.
+        imbalance: imbalance factor f, the size of the largest class over that of the smallest.
         class_names: one name per class; part of the key of the draws.
         seed: seed of the draws.
 
@@ -95,7 +95,7 @@ def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], se
     if empty:
         raise DataError(
             f"Setting 'data.imbalance' must leave every class an image; {imbalance:g} leaves none "
-            f"to {_listed(empty)} (the largest class has {available.max()})."
+            f"for {_listed(empty)} (the largest class has {available.max()})."
         )
     kept = []
     for label, name in enumerate(class_names):
@@ -105,7 +105,7 @@ def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], se
 
 
 def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None:
-    """Reject labels that do not form a classification problem.
+    """Reject labels that do not define a classification problem.
 
     Raises:
         DataError: there are fewer than two classes, or a class has no image.
@@ -119,7 +119,7 @@ def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None
     if missing:
         raise DataError(
             f"Every class must have an image in {where}. Got none for {_listed(missing)} instead: "
-            "add images, or choose other classes with 'data.classes'."
+            "add images, or select other classes with 'data.classes'."
         )
 
 

@@ -1,10 +1,10 @@
 """Images that stay encoded in their files until their pixels are needed.
 
 `StreamedPixels` can replace an array uint8 (N, C, H, W): it has a shape, and indexing it decodes
-the requested images in threads, in the order requested. It is small whatever N is, so it is cheap
-to send to workers, which decode what they need; the files must exist there under the same path, or
-be at a URL. Decoded images are not cached: memory holds the batches in use, and `READ_AHEAD` more
-when they are requested one after another with `batches`.
+the requested images in threads, in the requested order. It is small for any N, so it is cheap to
+send to workers, which decode what they need; the files must exist there under the same paths, or be
+at a URL. Decoded images are not cached: memory holds the batches in use, plus `READ_AHEAD` more
+when iterating with `batches`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Wanted = TypeVar("Wanted", bound=slice | Rows)
 
 
 class EncodedImages(Protocol):
-    """Encoded images of a split, in files."""
+    """Encoded images of a split, stored in files."""
 
     def read(self, rows: Rows) -> Iterable[Encoded]:
-        """Read the images at ascending rows, lazily; efficient when most are requested."""
+        """Read images at ascending rows lazily; efficient when most rows are requested."""
         ...
 
     def at(self, rows: Rows) -> Iterable[Encoded]:
-        """Read the images at rows in any order, each when decoded; efficient for few rows."""
+        """Read images at rows in any order, each on decoding; efficient for few rows."""
         ...
 
     def narrowed(self, rows: Rows) -> tuple[EncodedImages, Rows]:
-        """Drop the files that contain none of the rows; also return the rows renumbered."""
+        """Drop the files that contain none of the rows; also return the rows, renumbered."""
         ...
 
     def files(self) -> Iterable[DataFile]:
@@ -63,7 +63,7 @@ class StreamedPixels:
     image: ImageShape
     """Shape of each decoded image."""
     decoder: Decoder = PLAIN
-    """Settings for the conversion of images to pixels."""
+    """Settings for decoding images to pixels."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,7 +84,7 @@ class StreamedPixels:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64], /) -> Pixels:
-        """Decode images: uint8 (n, C, H, W), in the order requested.
+        """Decode images to uint8 (n, C, H, W), in the requested order.
 
         Raises:
             DataError: a file is missing or has changed, or an image in it is damaged; the message
@@ -102,7 +102,7 @@ class StreamedPixels:
         return decode_images(images, len(requested), self.decoder, self.image, threads, log)
 
     def part(self, rows: slice | npt.NDArray[np.int64]) -> StreamedPixels:
-        """Select images, still encoded, in the order requested, with only the files they need."""
+        """Select images without decoding, in the requested order, with only the files needed."""
         encoded, renumbered = self.encoded.narrowed(self._at(rows))
         return StreamedPixels(encoded, renumbered, self.image, self.decoder)
 
@@ -113,7 +113,7 @@ class StreamedPixels:
     def __array__(self, *_: object, **__: object) -> Pixels:
         raise DataError(
             f"{len(self):,} streamed images must not be decoded all at once; "
-            "index the rows that are needed."
+            "index only the rows that are needed."
         )
 
     def _at(self, rows: slice | npt.NDArray[np.int64]) -> Rows:
@@ -126,19 +126,19 @@ class StreamedPixels:
 
 
 def decoding_threads() -> int:
-    """Decoding threads: torch's in this thread, as granted to a worker, at most one per core."""
+    """Number of decoding threads: torch's (which workers limit), but at most one per core."""
     import torch
 
     return max(1, min(cores(), torch.get_num_threads()))
 
 
 def part(images: ImageArray, rows: slice | Rows) -> ImageArray:
-    """Select images in the order requested; streamed ones stay encoded."""
+    """Select images in the requested order; streamed images stay encoded."""
     return images.part(rows) if isinstance(images, StreamedPixels) else images[rows]
 
 
 def batches(images: ImageArray, rows: Iterable[Wanted]) -> Iterator[tuple[Wanted, Pixels]]:
-    """Yield the images of each set of rows in turn; streamed ones are decoded ahead."""
+    """Yield each set of rows with its images; streamed images are decoded ahead."""
     if not isinstance(images, StreamedPixels):
         for batch in rows:
             yield batch, images[batch]
@@ -150,7 +150,7 @@ def batches(images: ImageArray, rows: Iterable[Wanted]) -> Iterator[tuple[Wanted
 def ahead(
     requests: Iterable[Request], answer: Callable[[Request], Result], depth: int = READ_AHEAD
 ) -> Iterator[tuple[Request, Result]]:
-    """Yield requests with their answers, in order; a thread computes `depth` answers ahead."""
+    """Yield requests with their results, in order; a thread computes `depth` results ahead."""
     waiting: deque[tuple[Request, Future[Result]]] = deque()
     with ThreadPoolExecutor(1, "rayd-ahead") as pool:
         try:

@@ -1,7 +1,6 @@
-"""Description of a data set as read, for users to check: splits, pixels, classes, omissions.
+"""Summary of a data set as read, for users to check: splits, pixels, classes, omissions.
 
-The same object is shown by plans, at the start of a run, by a set's card and report, and by
-`rayd data check`.
+Plans, the start of a run, cards, reports and `rayd data check` all show the same summary.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from rayd.data.formats.base import SplitSubset
 
 WIDTH = 80
-"""Characters of a line."""
+"""Line width in characters."""
 LABEL = 11
-"""Characters of the label of a line."""
+"""Width of the label column in characters."""
 DARK = 64
-"""Largest value of images that are likely to have been scaled wrongly, or not at all."""
+"""If no pixel value reaches this, images were probably scaled incorrectly or not at all."""
 SHOWN_CLASSES = 20
-"""Classes that are listed with their counts."""
+"""Maximum number of classes listed with their counts."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ class SplitSummary:
     count: int
     """Number of images."""
     classes: tuple[int, ...]
-    """Images of each class, in label order."""
+    """Images per class, in label order."""
     origin: str
-    """Its origin, as a clause; may be empty."""
+    """Origin of the split, as a clause; may be empty."""
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What was read."""
+    """A data set as read."""
 
     where: str
     """File or folder."""
@@ -62,15 +61,15 @@ class DataSummary:
     image: tuple[int, int, int]
     """Channels, height and width of every image."""
     resized: str = ""
-    """Changes of the shape of images, as a clause; empty if none."""
+    """How images were resized, as a clause; empty if they were not."""
     conversions: Mapping[str, int] = field(default_factory=dict)
     """Number of images by conversion."""
     left_out: tuple[str, ...] = ()
     """Content that was found but not read, as clauses."""
     duplicates: Duplicates | None = None
-    """Copies of images; None if they were not looked for yet."""
+    """Duplicate images; None if not determined yet."""
     remarks: tuple[str, ...] = ()
-    """Sentences about what may be wrong."""
+    """Possible problems, as sentences."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -82,19 +81,20 @@ class DataSummary:
         """Inverse of `to_json`.
 
         Raises:
-            ArtifactError: a field is missing, unknown, or of another type.
+            ArtifactError: a field is missing, unknown, or of the wrong type.
         """
         try:
             return _adapter().validate_python(tree)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "it"
+            key = ".".join(map(str, first["loc"])) or "whole summary"
             raise ArtifactError(
-                f"A summary of data must have the fields that were written: {key}: {first['msg']}."
+                f"The stored data summary is damaged ({key}: {first['msg']}); restore the file "
+                "that holds it."
             ) from error
 
     def lines(self, width: int = WIDTH) -> list[str]:
-        """Lines of at most `width` characters, for a terminal."""
+        """Format as lines of at most `width` characters, for a terminal."""
         found = []
         for label, text in self._entries():
             line = f"{label:<{LABEL}}{text}"
@@ -102,14 +102,14 @@ class DataSummary:
         return found
 
     def brief(self) -> str:
-        """One clause: the number of images of each split, and where test images come from."""
+        """Format as a clause: the number of images per split, and the origin of test images."""
         counts = [f"{split.count:,} {_ADJECTIVES[name]}" for name, split in self.splits.items()]
         test = self.splits.get("test")
         origin = f" (test: {test.origin})" if test is not None and test.origin else ""
         return f"{', '.join(counts)} images{origin}"
 
     def _entries(self) -> Iterator[tuple[str, str]]:
-        """Label and text of each entry."""
+        """Yield label and text of each entry."""
         for name, split in self.splits.items():
             origin = f": {split.origin}" if split.origin else ""
             yield name, f"{split.count:,} images{origin}"
@@ -143,19 +143,20 @@ def summarize(
     brightest: int | None = None,
     looked_at: int | None = None,
 ) -> DataSummary:
-    """Summarise what was chosen and read.
+    """Summarise the selected images.
 
     Args:
-        settings: of the data.
+        settings: data settings.
         where: file or folder.
         names: classes in label order.
-        chosen: images of each split.
+        chosen: images selected for each split.
         image: shape of an image.
-        left_out: what was found and not read.
-        log: conversions, once images were decoded.
-        copies: copies among the images, once they were looked for.
-        brightest: largest value of a training image, once they were decoded.
-        looked_at: number of training images that decided that all are greyscale, if not all.
+        left_out: content that was found but not read.
+        log: conversions; None before images are decoded.
+        copies: duplicate images; None if not determined yet.
+        brightest: largest value of the training images; None before they are decoded.
+        looked_at: number of training images inspected, if all of them are greyscale but others may
+            not be.
     """
     splits = {}
     for name in ("train", "validation", "test"):
@@ -168,16 +169,16 @@ def summarize(
         order = check_class_order(settings.name, names)
         remarks += [order] if order is not None else []
     if copies is not None and copies.relabelled:
-        remarks.append(f"{images(copies.relabelled)} there with several classes.")
+        remarks.append(f"{images(copies.relabelled)} labelled with several classes.")
     if looked_at is not None:
         remarks.append(
-            f"The first {looked_at:,} training images are greyscale; if a later one has a colour, "
+            f"The first {looked_at:,} training images are greyscale; if a later one is in colour, "
             "a run reads all in colour ('data.mode')."
         )
     if brightest is not None and brightest < DARK:
         remarks.append(
             f"All training images are nearly black: no value exceeds {brightest} of 255. Scale "
-            "them to 0..255 or, with more than 8 bits per channel, lower 'data.white_level'."
+            "them to 0..255 or, for more than 8 bits per channel, lower 'data.white_level'."
         )
     return DataSummary(
         where=printable(where),
@@ -193,7 +194,7 @@ def summarize(
 
 
 def _resized(settings: DataSettings, log: DecodeLog | None) -> str:
-    """Clause on how `image_size` changed shapes, with the share that was cut off."""
+    """Describe resizing to `image_size` as a clause, with the share of pixels that was cut off."""
     side = settings.image_size
     if side is None:
         return ""
@@ -217,7 +218,7 @@ def _resized(settings: DataSettings, log: DecodeLog | None) -> str:
 
 
 def _classes(names: Sequence[str], counts: Sequence[int]) -> str:
-    """Number of classes, and names in label order with their training images."""
+    """Number of classes, and names in label order with their numbers of training images."""
     pairs = [f"{printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True)]
     more = f", and {len(pairs) - SHOWN_CLASSES} more" if len(pairs) > SHOWN_CLASSES else ""
     return f"{len(names)}, in label order, with training images: {', '.join(pairs[:SHOWN_CLASSES])}{more}"
@@ -234,12 +235,12 @@ def images(count: int, kind: str = "") -> str:
 
 
 def _copies(found: Duplicates) -> str:
-    """Number of copies within and between splits."""
+    """Number of duplicates within and between splits, as clauses."""
     clauses = [f"{count:,} within {name}" for name, count in found.within.items()]
     if found.tested:
-        clauses.append(f"{images(found.tested, 'test')} in train, too")
+        clauses.append(f"{images(found.tested, 'test')} also in train")
     if found.validated:
-        clauses.append(f"{images(found.validated, 'validation')} in train, too")
+        clauses.append(f"{images(found.validated, 'validation')} also in train")
     return "; ".join(clauses) or "none"
 
 

@@ -1,11 +1,11 @@
-"""Statistics of all pixels of streamed images that a run needs, from one pass that is cached.
+"""One cached pass over streamed images, for the statistics of all pixels that a run needs.
 
-A pass over ImageNet takes minutes of decoding, so its results are stored under `survey/`, keyed by
-the paths, sizes and modification times of the files when they were opened, and by which of their
-images are read and how. A file that is changed but keeps its size and time is not detected.
+A pass over ImageNet takes minutes of decoding, so results are stored under `survey/`, keyed by the
+paths, sizes and modification times of the files when they were opened, and by the selected rows and
+decoding settings. A changed file with the same size and modification time is not detected.
 
-The fingerprint is a hash of all pixels in order, so one process makes the pass, with one decoding
-thread per core; it fetches every remote file once.
+The fingerprint is a hash of all pixels in order, so a single process makes the pass, with one
+decoding thread per core; it fetches every remote file once.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from rayd.errors import ArtifactError, RunError
 log = logging.getLogger(__name__)
 
 STAGE = "survey"
-"""Folder of the store."""
+"""Folder in the store."""
 
 CHUNK_BYTES = 2**24
 """Number of pixel bytes processed at a time."""
 
 CHECKED = 2**14
-"""Most images that are decoded again at the start of a run, for they seem to be copies."""
+"""Maximum number of suspected copies that are decoded again at the start of a run."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of images processed and their total number."""
@@ -52,13 +52,13 @@ class Survey:
     """Result of one pass."""
 
     fingerprint: str
-    """Fingerprint of the set, see `ImageSet.fingerprint`."""
+    """See `ImageSet.fingerprint`."""
     histogram: npt.NDArray[np.int64]
     """Count of each value in each channel, (C, 256)."""
     keys: Keys
-    """Hashes of the images, to find copies."""
+    """Hashes of the images, for finding copies."""
     log: DecodeLog
-    """Conversions of the images."""
+    """Conversions made while decoding."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -79,7 +79,7 @@ class Survey:
         """
         histogram = np.array(tree["histogram"], np.int64)
         if histogram.ndim != 2 or histogram.shape[1] != 256:
-            raise ValueError("the histogram has another shape")
+            raise ValueError("the histogram has the wrong shape")
         keys = np.frombuffer(base64.b64decode(tree["keys"], validate=True), "<u8")
         log = DecodeLog()
         log.conversions.update({str(what): int(n) for what, n in tree["conversions"].items()})
@@ -97,7 +97,7 @@ def survey(
     """Load the stored result, or make a pass over the images.
 
     Args:
-        images: a split, or a part of it.
+        images: a split, or part of one.
         labels: labels of the images.
         class_names: one name per class.
         store: root of the store.
@@ -119,15 +119,16 @@ def survey(
 
 
 def exact_keys(splits: Mapping[str, StreamedPixels], keys: Mapping[str, Keys]) -> dict[str, Keys]:
-    """Keys that are equal in two splits for equal images alone.
+    """Refine keys so that images of different splits have equal keys only if they are equal.
 
-    A survey compares some pixels of large images, in which drawings on white, say, need not differ.
-    The few images that seem to be copies of another split's are decoded again, and all their pixels
-    are compared. Where more than `CHECKED` do, images were copied on purpose, and the keys stay.
+    A survey hashes only a sample of the pixels of large images, which may not distinguish drawings
+    on white, for example. The few suspected copies across splits are therefore decoded again and
+    hashed in full. More than `CHECKED` suspects mean that images were copied on purpose; the keys
+    are then returned unchanged.
 
     Args:
-        splits: images of each split, of one shape.
-        keys: those of their surveys.
+        splits: images of each split, all of the same shape.
+        keys: keys of each split from its survey.
     """
     values, splits_with = np.unique(
         np.concatenate([np.unique(own) for own in keys.values()]), return_counts=True
@@ -140,7 +141,7 @@ def exact_keys(splits: Mapping[str, StreamedPixels], keys: Mapping[str, Keys]) -
         own = keys[split].copy()
         size = math.prod(images.image)
         suspects = np.flatnonzero(np.isin(own, repeated))
-        # smaller images were compared whole
+        # the survey hashed smaller images in full
         if size > SAMPLED_OF_STREAM:
             step = max(1, CHUNK_BYTES // size)
             chunks = [suspects[start : start + step] for start in range(0, len(suspects), step)]
@@ -153,14 +154,14 @@ def exact_keys(splits: Mapping[str, StreamedPixels], keys: Mapping[str, Keys]) -
 def known(
     images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path
 ) -> Survey | None:
-    """Stored result, or None. The arguments are those of `survey`."""
+    """Load the stored result, or return None if there is none; see `survey`."""
     return _stored(
         remote.local(store) / STAGE / f"{content_hash(_inputs(images, labels, class_names))}.json"
     )
 
 
 def identity(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> str:
-    """Hash of files, selected rows, decoding and labels, computed without decoding."""
+    """Hash of files, selected rows, decoding settings and labels, computed without decoding."""
     return content_hash(_inputs(images, labels, class_names))
 
 
@@ -186,7 +187,7 @@ def _scan(
 def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "version": 2,
-        "files": _stamps(images),
+        "files": _hash_of_files(images),
         "rows": hashlib.blake2b(np.ascontiguousarray(images.rows).data).hexdigest(),
         "labels": hashlib.blake2b(np.ascontiguousarray(labels).data).hexdigest(),
         "class_names": list(class_names),
@@ -196,13 +197,13 @@ def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]
     }
 
 
-def _stamps(images: StreamedPixels) -> str:
+def _hash_of_files(images: StreamedPixels) -> str:
     """Hash of the files' URLs or absolute paths, sizes and modification times."""
     digest = hashlib.blake2b(digest_size=16)
     for file in images.files():
         location = remote.url(file.path) or os.path.abspath(file.path)
         stamp = f"{location}\0{file.size}\0{file.modified}\n"
-        # names of files need not be UTF-8
+        # file names need not be valid UTF-8
         digest.update(stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

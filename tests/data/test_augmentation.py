@@ -286,9 +286,9 @@ def test_no_strategy_is_the_identity(strategy: str | None) -> None:
             "Unknown operation 'colour' in augmentation 'colour_crop'; did you mean 'color'?",
         ),
         ("crop__flip", "Unknown operation ''"),
-        ("flip_crop_flip", "must name each operation once; it names 'flip' twice."),
-        ("flip_crop+flip+crop", "must name each operation once; it names 'crop' twice."),
-        ("flip+crop_flip+crop", "it names 'flip+crop' twice."),
+        ("flip_crop_flip", "must name each operation once. Got 'flip' twice instead."),
+        ("flip_crop+flip+crop", "must name each operation once. Got 'crop' twice instead."),
+        ("flip+crop_flip+crop", "Got 'flip+crop' twice instead."),
     ],
 )
 def test_bad_strategies_get_one_sentence(strategy: str, sentence: str) -> None:

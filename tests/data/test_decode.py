@@ -74,7 +74,7 @@ def test_grey_pixels_are_greyscale_however_they_are_stored(mode: str) -> None:
 
 def test_colours_are_refused_where_the_training_images_are_greyscale() -> None:
     contents = encoded(encode(some_images(1, channels=1)[0]), encode(some_images(1)[0]))
-    with pytest.raises(DataError, match=r"image at row 1 has colours, .* set 'data.mode=rgb'"):
+    with pytest.raises(DataError, match=r"image at row 1 is in colour, .* set 'data.mode=rgb'"):
         decode_images(contents, 2, shape=ImageShape(1, 4, 4))
 
 
@@ -260,7 +260,7 @@ def test_bitmaps_of_16_bits_a_pixel_have_less_than_8_a_channel() -> None:
 def test_drawings_are_refused_before_a_program_draws_them() -> None:
     """PIL starts Ghostscript for the content of a file, whatever its suffix."""
     drawing = encode(some_images(1)[0], "EPS")
-    with pytest.raises(DataError, match=r"'a.png' is a drawing \(EPS\), which is not read"):
+    with pytest.raises(DataError, match=r"'a.png' is a drawing \(EPS\), which is not supported"):
         decode_images([Encoded(drawing, "'a.png'")], 1)
 
 
@@ -326,7 +326,7 @@ def test_another_size_is_refused_with_the_way_out() -> None:
     ("content", "sentence"),
     [
         (b"", r"row 1 is empty \(0 bytes\)"),
-        (b"no image at all", "Cannot decode the image at row 1: it is in no known image format"),
+        (b"no image at all", "Cannot decode the image at row 1: its image format is unknown"),
         (encode(some_images(1, side=32)[0])[:-900], "Cannot decode the image at row 1"),
         (
             encode(some_images(1, side=64)[0], "JPEG")[:900],

@@ -162,7 +162,7 @@ def test_splits_that_hold_a_class_called_train_are_splits(root: Path) -> None:
 def test_flat_folders_called_like_splits_are_refused(root: Path) -> None:
     images_of(root, ["train", "test"])
     (root / "labels.csv").write_text("0.png,cat")
-    with pytest.raises(DataError, match="hold images themselves, not in one folder per class"):
+    with pytest.raises(DataError, match="hold images directly, not in one folder per class"):
         read(root)
     assert read(root, train=".").class_names == ("test", "train")
 
@@ -170,7 +170,7 @@ def test_flat_folders_called_like_splits_are_refused(root: Path) -> None:
 def test_a_table_beside_a_flat_folder_is_named(root: Path) -> None:
     images_of(root, ["images"])
     (root / "labels.csv").write_text("0.png,cat")
-    with pytest.raises(DataError, match=r"only 'images' instead; labels in a table \(.csv\)"):
+    with pytest.raises(DataError, match=r"only 'images' instead; labels in tables \(.csv\)"):
         read(root)
 
 
@@ -224,8 +224,8 @@ def test_what_is_left_out_is_said(root: Path) -> None:
     os.mkfifo(root / "cats" / "pipe.png")
     assert open_source(str(root)).left_out == (
         "1 image outside the class folders",
-        "1 file with suffix .heic, which cannot be read",
-        "1 file that is no image (.txt: 1)",
+        "1 file with suffix .heic, which is not supported",
+        "1 file that is not an image (.txt: 1)",
         "1 x broken link",
         "1 x pipe, socket or device",
     )
@@ -240,7 +240,7 @@ def test_links_to_class_folders_are_followed_and_loops_are_not(root: Path) -> No
     source = open_source(str(root))
     assert source.class_names == ("cats", "dogs")
     assert source.splits["train"].labels.tolist() == [0] * COUNT + [1] * COUNT
-    assert source.left_out == ("1 x broken link", "1 x link to a folder that it is in")
+    assert source.left_out == ("1 x broken link", "1 x link to a folder that contains it")
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "avif", "tga", "dib", "PNG", "apng"])
@@ -265,7 +265,7 @@ def test_composed_and_decomposed_names_are_the_same_class(root: Path) -> None:
     decomposed = (unicodedata.normalize("NFD", accent), "tea")
     assert read(root, classes=decomposed).class_names == (accent, "tea")
     images_of(root / "train", [unicodedata.normalize("NFD", accent)])
-    with pytest.raises(DataError, match=r"two folders called 'caf.+', which differ only in how"):
+    with pytest.raises(DataError, match=r"two folders named 'caf.+', which differ only in their"):
         read(root)
 
 
@@ -421,7 +421,7 @@ def test_arrays_without_a_colour_are_greyscale(root: Path) -> None:
     assert tuple(read(root / "a.npz").shape) == (1, 4, 4)
     test = some_images(12, seed=4)
     np.savez(root / "b.npz", x_train=grey, y_train=labels, x_test=test, y_test=labels)
-    with pytest.raises(DataError, match="have colours, and the training images are greyscale"):
+    with pytest.raises(DataError, match="are in colour, but the training images are greyscale"):
         read(root / "b.npz")
     assert tuple(read(root / "b.npz", mode="rgb").shape) == (3, 4, 4)
     np.savez(root / "c.npz", x_train=test, y_train=labels, x_test=grey[:, 0], y_test=labels)
@@ -490,7 +490,7 @@ def test_parquet_layouts_are_read(
     [
         (
             {"train-00000-of-00003.parquet": 4, "train-00002-of-00003.parquet": 4},
-            "must have 3 files, as their names say. Got 2: number 1 is missing",
+            "must have 3 files, according to their names. Got 2: number 1 is missing",
         ),
         (
             {"train-00000-of-00001-aa.parquet": 4, "train-00000-of-00001-bb.parquet": 4},
@@ -498,15 +498,15 @@ def test_parquet_layouts_are_read(
         ),
         (
             {"train-00000-of-00001.parquet": 4, "train-00000-of-00002.parquet": 4},
-            "must be one set of files",
+            "must be one set of shards",
         ),
-        ({"train.parquet": 4, "train-00000-of-00001.parquet": 4}, "must be one set of files"),
+        ({"train.parquet": 4, "train-00000-of-00001.parquet": 4}, "must be one set of shards"),
         ({"train/0000.parquet": 4, "train/0002.parquet": 4}, "lacks the file '0001.parquet'"),
         ({"train.parquet": 4, "train_unlabeled.parquet": 4}, "'data.train=train"),
         ({"train.parquet": 4, "test.parquet": 2, "test_small.parquet": 1}, "'data.test=test'"),
         ({"fr/train.parquet": 4, "de/train.parquet": 4}, "Got Parquet files in 2 folders"),
         ({"a/train/0000.parquet": 4, "b/train/0000.parquet": 4}, "in 2 folders"),
-        ({"0000.parquet": 4}, "must be called train-"),
+        ({"0000.parquet": 4}, "must be named train-"),
         ({"train_0_of_2.parquet": 4}, "must have 2 files"),
         ({"train.parquet": 4, "test-A.parquet": 2, "test-B.parquet": 2}, "test-A' or .*test-B'"),
     ],
@@ -528,9 +528,7 @@ def test_a_parquet_file_that_is_there_twice_is_refused(root: Path) -> None:
 
 def test_gaps_between_numbers_of_parquet_files_are_said(root: Path) -> None:
     parquet(root, {"train_0.parquet": 4, "train_2.parquet": 5})
-    assert open_source(str(root)).left_out == (
-        "number 1 of the files 'train_*', which is not there",
-    )
+    assert open_source(str(root)).left_out == ("number 1 of the files 'train_*', which is missing",)
 
 
 def test_settings_choose_parquet_files(root: Path) -> None:

@@ -183,7 +183,7 @@ def test_only_the_images_that_are_wanted_are_decoded(tmp_path: Path) -> None:
         ({"classes": ()}, "at least two classes. Got 0"),
         (
             {"imbalance": 100},
-            "'data.imbalance' must leave every class an image; 100 leaves none to 'cow'",
+            "'data.imbalance' must leave every class an image; 100 leaves none for 'cow'",
         ),
     ],
 )

@@ -147,7 +147,7 @@ def test_images_in_unit_range_are_normalized_as_pixels_are(fitted: Normalization
 
 @pytest.mark.parametrize("fitted", FITTED, ids=lambda fitted: fitted.kind)
 def test_bytes_are_no_images_in_unit_range(fitted: Normalization) -> None:
-    with pytest.raises(DataError, match=r"takes images of floats.*Got uint8"):
+    with pytest.raises(DataError, match=r"takes floating-point images.*Got uint8"):
         fitted.forward_unit(torch.from_numpy(some_images(4)))
 
 

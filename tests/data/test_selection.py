@@ -131,7 +131,7 @@ def test_a_small_class_gives_every_image_before_any_again(how):
 def test_a_class_without_images_is_named(how):
     data = image_set([9, 0])
     with pytest.raises(
-        DataError, match=r"Class 'b' must have at least the 1 image\(s\) to choose. Got 0 instead."
+        DataError, match=r"Class 'b' must have at least 1 image\(s\) to select from. Got 0 instead."
     ):
         select(how, data, 3, Standardization.fit(data.images), torch.Generator())
 
@@ -140,7 +140,7 @@ def test_a_class_without_images_is_named(how):
 def test_features_of_a_class_that_is_too_small_are_refused(choose):
     x, y = features(0, [9, 2])
     with pytest.raises(
-        DataError, match=r"Class 1 must have at least the 3 image\(s\) to choose. Got 2 instead."
+        DataError, match=r"Class 1 must have at least 3 image\(s\) to select from. Got 2 instead."
     ):
         choose(x, y, 3)
 

@@ -94,7 +94,7 @@ def test_the_list_has_the_known_sets_and_what_else_is_there(tmp_path: Path) -> N
             "'cifar100' was not found in '.*/cifar100', .*; run 'rayd data fetch cifar100'",
         ),
         ("imagenet-1k", "place its images in the data root"),
-        ("./nowhere", "There is no data set at 'nowhere', seen from '.*where it was started"),
+        ("./nowhere", "There is no data set at 'nowhere', relative to '.*where it was started"),
         ("/nowhere", r"There is no data set at '/nowhere'\.$"),
         ("", "'data.name' must not be empty"),
     ],
@@ -138,7 +138,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no data")
     with pytest.raises(
         DataError,
-        match=r"must be a folder of Parquet files, .* Got a folder with 'notes.txt' in it",
+        match=r"must be a folder of Parquet files, .* Got a folder that holds 'notes.txt' instead",
     ):
         open_source(str(tmp_path))
     with pytest.raises(DataError, match=r"Got a file.$"):
@@ -183,8 +183,8 @@ def test_a_folder_called_like_a_known_set_is_not_passed_over_in_silence(
     for _ in range(2):
         assert len(open_source("cifar10", tmp_path / "root").class_names) == 10
     assert [record.getMessage() for record in caplog.records] == [
-        "'cifar10' is the known data set of this name, not the folder 'cifar10' here, which is "
-        "read with data=./cifar10."
+        "'cifar10' is the known data set of this name, not the folder 'cifar10' here; to "
+        "read the folder, use data=./cifar10."
     ]
     assert open_source("./cifar10", tmp_path / "root").class_names == ("a", "b")
     caplog.clear()

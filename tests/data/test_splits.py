@@ -60,7 +60,7 @@ def test_a_class_smaller_than_its_share_keeps_all_it_has() -> None:
 def test_a_long_tail_that_empties_a_class_is_refused() -> None:
     with pytest.raises(
         DataError,
-        match=r"'data.imbalance' .* 100 leaves none to 'cow' \(the largest class has 20\)",
+        match=r"'data.imbalance' .* 100 leaves none for 'cow' \(the largest class has 20\)",
     ):
         long_tailed(np.repeat(np.arange(3), 20), 100, NAMES, seed=0)
 

@@ -105,7 +105,7 @@ def test_copies_of_training_images_among_test_images_are_refused(root: Path, str
     kept = summary_of(root, stream=stream, copies="keep")
     assert kept.duplicates is not None
     assert kept.duplicates.tested == 1
-    assert "copies     1 test image is in train, too" in kept.lines()
+    assert "copies     1 test image is also in train" in kept.lines()
 
 
 def test_copies_in_another_format_are_copies(root: Path) -> None:
@@ -186,7 +186,7 @@ def test_copies_within_a_split_are_counted(root: Path) -> None:
     summary = summary_of(root)
     assert summary.duplicates is not None
     assert summary.duplicates.within == {"train": 2}
-    assert summary.remarks == ("1 image is there with several classes.",)
+    assert summary.remarks == ("1 image is labelled with several classes.",)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -273,14 +273,14 @@ def test_a_check_lists_all_problems_at_once(root: Path) -> None:
         "is empty (0 bytes)",
         "Cannot decode the image: ",
         "data.white_level",
-        "2 sizes, most often 4 x 4 (20), 9 x 9 (1): set 'data.image_size'",
-        "1 image is there more than once, in train and test",
+        "2 different sizes, most often 4 x 4 (20), 9 x 9 (1): set 'data.image_size'",
+        "1 image is duplicated in train and test",
     ):
         assert any(part in error for error in errors), part
     notes = [problem.what for problem in found.problems if problem.kind == "note"]
-    assert notes == ["1 image is there more than once, within train."]
+    assert notes == ["1 image is duplicated within train."]
     assert found.summary is not None
-    assert found.summary.left_out == ("1 file with suffix .heic, which cannot be read",)
+    assert found.summary.left_out == ("1 file with suffix .heic, which is not supported",)
 
 
 def test_a_check_agrees_with_load(root: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_check_lists_images_that_parquet_files_lack(tmp_path: Path) -> None:
     errors = [problem.what for problem in found.problems]
     assert len(errors) == 3
     assert sum("is empty (0 bytes)" in error for error in errors) == 1
-    ending = "'img.bytes' is null. What follows was not looked at."
+    ending = "'img.bytes' is null. The images after it were not checked."
     assert sum(error.endswith(ending) for error in errors) == 2
 
 
@@ -316,7 +316,7 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
     spoil(root)
     printed = run.invoke(app, ["data", "check", str(root)])
     assert printed.exit_code == 1
-    assert "error      Images have 2 sizes" in printed.output
+    assert "error      Images have 2 different sizes" in printed.output
     as_json = run.invoke(app, ["data", "check", str(root), "data.image_size=8", "--json"])
     assert as_json.exit_code == 1
     tree = json.loads(as_json.output)
@@ -346,8 +346,8 @@ def test_help_names_layouts_and_settings() -> None:
 
 def test_images_outside_of_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encode(some_images(1)[0]))
-    with pytest.raises(DataError, match="outside of folders; sort them into one folder per class"):
+    with pytest.raises(DataError, match="outside of class folders; sort them into one folder per"):
         load(DataSettings(name=str(tmp_path)))
     (tmp_path / "labels.csv").write_text("0.png,cat")
-    with pytest.raises(DataError, match=r"labels in a table \(.csv\) are not read"):
+    with pytest.raises(DataError, match=r"labels in tables \(.csv\) are not supported"):
         load(DataSettings(name=str(tmp_path)))

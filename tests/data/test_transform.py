@@ -125,7 +125,7 @@ def test_rand_augment_first_clamps_to_the_range_of_pixels() -> None:
 def test_rand_augment_needs_a_normalisation_and_no_gradient() -> None:
     batch = inputs()
     transform = drawn_for(batch, ALL)
-    with pytest.raises(DataError, match="must get the normalisation"):
+    with pytest.raises(DataError, match="needs the normalisation"):
         transform(batch)
     with pytest.raises(ConfigError, match="has no gradient"):
         transform(batch.requires_grad_(), FITTED[0])

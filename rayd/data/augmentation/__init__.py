@@ -1,13 +1,13 @@
-"""Batched augmentation of normalised images, differentiable except RandAugment.
+"""Batched augmentation of normalised images, differentiable except for RandAugment.
 
-Real and synthetic images are augmented by the same operations. `rayd.engine.task_draws` draws them
-for observers in a step of the synthesis, `rayd.training.batches` for networks and students in
-training, `rayd.objectives.trajectory` for students that follow an expert's trajectory, and
+The same operations augment real and synthetic images. They are drawn by `rayd.engine.task_draws`
+for observers during synthesis, by `rayd.training.batches` for networks and students in training, by
+`rayd.objectives.trajectory` for students that follow an expert's trajectory, and by
 `rayd.engine.gradients.model_pool` for the networks of a model pool.
 
 Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
-width)` creates one from a private generator, and calling it applies the same parameters every time.
-The corresponding pure functions take the parameters directly.
+width)` creates one from a private generator, and each call applies the same parameters. The
+corresponding pure functions take the parameters directly.
 
     generator = torch.Generator().manual_seed(0)
     crop = Crop.draw(generator, count=16, height=32, width=32)

@@ -1,10 +1,11 @@
 """Augmentation of a batch with separate draws for each class.
 
 Siamese augmentation (Zhao and Bilen, ICML 2021) draws an operation and its parameters for every
-class; the real and the synthetic images of a class share them. Here a batch of all classes is
+class; the real and synthetic images of a class share them. Here, a batch of all classes is
 augmented at once: images are grouped by operation on the CPU, where labels are known, and each
-group is augmented together with its classes' parameters. The number of device operations does not
-grow with the number of classes, and the host never synchronises with the device.
+group is augmented together, with the parameters of each image's class. The number of device
+operations does not grow with the number of classes, and the host never synchronises with the
+device.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True, eq=False)
 class _Unchanged:
-    """The operation that leaves images as they are."""
+    """Identity operation."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return images
@@ -40,7 +41,7 @@ class _Unchanged:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Images of a batch that get one kind of operation."""
+    """Images of a batch that share one kind of operation."""
 
     operation: Operation
     """Operation with parameters per image (n, ...), or shared (1, ...), on the device."""
@@ -52,14 +53,15 @@ class _Part:
     """Class of each image (n,), on the CPU."""
 
     def between(self, start: int, stop: int) -> slice:
-        """Slice of the images within a range of the batch."""
+        """Slice of this part's entries whose images lie in a range of the batch."""
         first, last = np.searchsorted(self.positions, (start, stop)).tolist()
         return slice(first, last)
 
     def __call__(self, images: Tensor, own: slice) -> Tensor:
-        """Apply to the images of a slice of the entries."""
+        """Apply to the images of a slice of this part's entries."""
         classes = self.classes[own]
-        # one class has one row of parameters, so a sampling grid, for example, is computed once
+        # images of a single class share a row of parameters, so that sampling grids, for example,
+        # are computed only once
         alike = bool((classes == classes[0]).all())
         rows: Any = slice(own.start, own.start + 1) if alike else own
         return at_rows(self.operation, rows)(images)
@@ -69,8 +71,8 @@ class ByClass:
     """Operations of each class, applied to a batch of several classes.
 
     Args:
-        drawn: the operations of every class among the labels, with one row of parameters each;
-            some classes may have fewer of them than others.
+        drawn: the operations of every class among the labels, with one row of parameters each; the
+            number of operations may differ between classes.
         labels: class indices (N,) of the batch, on the CPU.
         device: device of the images.
     """
@@ -81,12 +83,12 @@ class ByClass:
         self._drawn = drawn
         self._labels = labels
         present, position = np.unique(labels.numpy(), return_inverse=True)
-        # alternatives of a strategy differ in length: the images of a shorter one wait
+        # classes may have drawn alternatives of different length; shorter ones are padded
         stages = zip_longest(*(drawn[label] for label in present.tolist()), fillvalue=_Unchanged())
         self._stages = _to_device([_parts(operations, position) for operations in stages], device)
 
     def __call__(self, images: Tensor, rows: Rows = ALL) -> Tensor:
-        """Augment the images (n, C, H, W) at the given rows of the batch, differentiably."""
+        """Augment the images (n, C, H, W) at the given rows of the batch; differentiable."""
         if isinstance(rows, Tensor):
             return ByClass(self._drawn, self._labels[rows], images.device)(images)
         start, stop, _ = rows.indices(len(self._labels))
@@ -96,7 +98,7 @@ class ByClass:
 
 
 def _apply(parts: Sequence[_Part], images: Tensor, start: int, stop: int) -> Tensor:
-    """Apply one operation to each of the images within a range of the batch."""
+    """Apply each image's operation, for the images within a range of the batch."""
     ranges = [part.between(start, stop) for part in parts]
     chosen = [(part, own) for part, own in zip(parts, ranges, strict=True) if own.start < own.stop]
     if len(chosen) == 1:
@@ -113,8 +115,8 @@ def _parts(operations: Sequence[Operation], position: npt.NDArray[np.int64]) -> 
     """Group images by operation.
 
     Args:
-        operations: operation of each class.
-        position: index of the class of each image (N,) in `operations`.
+        operations: one operation per class.
+        position: index into `operations` of each image's class (N,).
     """
     kinds: dict[Any, list[int]] = {}
     for index, operation in enumerate(operations):
@@ -131,13 +133,13 @@ def _parts(operations: Sequence[Operation], position: npt.NDArray[np.int64]) -> 
 
 
 def _kind(operation: Operation) -> tuple[Any, ...]:
-    """Key of operations that can be applied at once: type and all parameters but tensors."""
+    """Key shared by operations that can be batched: the type and all parameters except tensors."""
     values = _values(operation).values()
     return type(operation), *(value for value in values if not isinstance(value, Tensor))
 
 
 def _stacked(operations: Sequence[Operation]) -> Operation:
-    """Stack operations of one kind into one, with a row of parameters for each."""
+    """Stack operations of one kind into one, with a row of parameters per operation."""
     tensors = [_tensors(operation) for operation in operations]
     stacked = {}
     for name in tensors[0]:

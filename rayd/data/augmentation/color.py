@@ -1,7 +1,7 @@
 """Colour augmentations: pure functions, and dataclasses of drawn parameters.
 
-Shapes: images are (N, channels, H, W), already normalised; parameters are (N,), or (1,) for one
-draw shared by all images.
+Images are (N, channels, H, W), normalised; parameters are (N,), or (1,) for one draw shared by all
+images.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Color:
 
     @classmethod
     def draw(cls, generator: Generator, count: int, height: int, width: int) -> Color:
-        """Offsets from U[-0.5, 0.5), saturations from U[0, 2), contrasts from U[0.5, 1.5)."""
+        """Draw offsets from U[-0.5, 0.5), saturations from U[0, 2), contrasts from U[0.5, 1.5)."""
         return cls(
             uniform(generator, -0.5, 0.5, count),
             uniform(generator, 0.0, 2.0, count),
@@ -58,7 +58,7 @@ class Color:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
-        # a single copy moves all parameters to the images' device
+        # move all parameters to the images' device in a single copy
         parameters = upload(
             torch.stack((self.offsets, self.saturations, self.contrasts)), images.device
         )

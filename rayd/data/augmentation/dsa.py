@@ -1,15 +1,16 @@
 """Differentiable Siamese augmentation.
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021).
-One operation is drawn for a batch (the released code's mode "S", here `single`); mode `all` ("M")
-applies every operation of the strategy in its order. Siamese calls share one draw of parameters
-over the batch, so that a real and a synthetic batch of different sizes are augmented alike when
-their generators are seeded alike. The released code reseeds the global generator; here draws are
+One operation is drawn per batch (mode "S" of the released code, here `single`); mode `all` ("M")
+applies every operation of the strategy in order. Siamese calls share one draw of parameters over
+the batch, so that a real and a synthetic batch of different sizes are augmented alike if their
+generators have the same seed. The released code reseeds the global generator; here, generators are
 private.
 
-Strategies are operations joined by underscores. For digits, omit `flip`. Operations joined by `+`
-count as one and are applied together: `color+crop+cutout` is all three (NCFM's matching), and
-`flip+color+crop_flip+color+scale` flips and colours, and either crops or scales.
+A strategy is a list of operations joined by underscores. For digits, omit `flip`. Operations joined
+by `+` count as one and are applied together: `color+crop+cutout` applies all three (NCFM's
+matching), and `flip+color+crop_flip+color+scale` flips, changes colours, and either crops or
+scales.
 
 | operation | distribution |
 |---|---|
@@ -20,8 +21,8 @@ count as one and are applied together: `color+crop+cutout` is all three (NCFM's 
 | `scale` | a stretch of the sampling grid by U[1/1.2, 1.2) on each axis |
 | `rotate` | an angle from U[-15, 15) degrees |
 
-The released code turns the grid in coordinates from -1 to 1 on both axes, which shears images that
-are not square; here distances are in pixels. Square images are turned alike.
+The released code rotates the grid in coordinates from -1 to 1 on both axes, which shears images
+that are not square; here, distances are in pixels. For square images, both are the same.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class DSA:
         self.mode = mode
         alternatives = self.strategy.split("_") if self.strategy else []
         self.alternatives = tuple(tuple(one.split("+")) for one in alternatives)
-        """Operations that are applied together, for each alternative."""
+        """Operations of each alternative, which are applied together."""
         self.operations = tuple(name for one in self.alternatives for name in one)
-        """All of them, in order."""
+        """All operations, in order."""
         for name in self.operations:
             if name not in OPERATIONS:
                 raise ConfigError(
@@ -97,8 +98,8 @@ class DSA:
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise ConfigError(
-                    f"The augmentation '{self.strategy}' must name each operation once; "
-                    f"it names '{twice}' twice."
+                    f"The augmentation '{self.strategy}' must name each operation once. "
+                    f"Got '{twice}' twice instead."
                 )
 
     def draw(
@@ -106,7 +107,7 @@ class DSA:
     ) -> tuple[Operation, ...]:
         """Draw the operations for one batch of images of height x width pixels.
 
-        `count` is the number of images with their own parameters; 1 shares one draw.
+        `count` is the number of draws of parameters: one per image, or 1 to share a draw.
         """
         names = self.operations
         if names and self.mode == "single":
@@ -118,11 +119,11 @@ class DSA:
         """Augment one batch.
 
         Args:
-            images: (N, channels, H, W), normalised, so that 0 is the mean colour; any floating
-                type, any device.
+            images: (N, channels, H, W), normalised, so that 0 is the mean colour; of any floating
+                type, on any device.
             generator: a private generator on the CPU.
-            siamese: share one draw of parameters over the whole batch, independent of N; otherwise
-                draw them per image. The operation is drawn once per batch either way.
+            siamese: share one draw of parameters over the whole batch, independent of N, instead of
+                one draw per image. The operation is drawn once per batch in either case.
 
         Returns:
             Images of the same shape, differentiable with respect to `images`.

@@ -1,9 +1,9 @@
 """Geometric augmentations: pure functions, and dataclasses of drawn parameters.
 
-Shapes: images are (N, channels, H, W), of any floating type, already normalised, so that 0 is the
-mean colour. The first dimension of every parameter tensor is N, or 1 for one draw shared by all
-images. Everything is differentiable with respect to the images. Parameters are drawn on the CPU
-from a private generator and moved to the images' device.
+Images are (N, channels, H, W), of any floating type, and normalised, so that 0 is the mean colour.
+The first dimension of every parameter tensor is N, or 1 for one draw shared by all images.
+Everything is differentiable with respect to the images. Parameters are drawn on the CPU from a
+private generator and moved to the images' device.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def uniform(generator: Generator, low: float, high: float, *size: int) -> Tensor
 
 
 def share(side: int, ratio: float) -> int:
-    """`ratio` of a side in whole pixels, rounded half up."""
+    """Multiply a side by `ratio`, in whole pixels, rounded half up."""
     return int(side * ratio + 0.5)
 
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
     """Mirror images left to right where `mask`, boolean (N,), is true."""
-    # not by index: finding the rows of a mask on a GPU would synchronise with it
+    # `where` instead of indexing, which would synchronise with the GPU to find the rows
     return torch.where(upload(mask, images.device)[:, None, None, None], images.flip(3), images)
 
 
@@ -42,8 +42,8 @@ def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
     Args:
         images: (N, channels, H, W).
         shifts: (dy, dx) of each image, (N, 2) or (1, 2).
-        margin: upper bound of the shifts in pixels; by default the largest shift, which for shifts
-            on a GPU synchronises with it.
+        margin: upper bound of the shifts in pixels; by default the largest shift, which
+            synchronises with the GPU if the shifts are there.
     """
     count, channels, height, width = images.shape
     margin = int(shifts.abs().max()) if margin is None else margin
@@ -86,13 +86,13 @@ def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale(images: Tensor, factors: Tensor) -> Tensor:
-    """Sample images on a grid scaled by `factors`, (N, 2) as (s_x, s_y); above 1 shrinks them."""
+    """Sample images on a grid scaled by `factors`, (N, 2) as (s_x, s_y); factors > 1 shrink."""
     zero = torch.zeros_like(factors[:, 0])
     return _sample_affine(images, torch.stack((factors[:, 0], zero, zero, factors[:, 1])))
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate about the centre: turns the sampling grid by `angles`, (N,), in radians.
+    """Rotate about the centre, by rotating the sampling grid by `angles`, (N,), in radians.
 
     Distances are in pixels on both axes, so that images are not sheared.
     """
@@ -124,7 +124,7 @@ def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
-    # coordinates need more digits than half-precision images have
+    # coordinates need more precision than half-precision images have
     sampled = grid_sample(
         images.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
@@ -223,8 +223,8 @@ class Crop:
 class Roll:
     """A roll of the whole batch: the "jitter" of SRe2L (Yin et al., NeurIPS 2023) and successors.
 
-    Their released code draws from 0..limit; drawing from -limit..limit keeps the mean position of
-    an image unchanged.
+    Their released code draws from 0..limit; drawing from -limit..limit preserves the mean position
+    of an image.
     """
 
     shift: tuple[int, int]
@@ -275,7 +275,7 @@ class Scale:
     """Scaling about the centre, independently on each axis."""
 
     factors: Tensor
-    """(N, 2): (s_x, s_y) of the sampling grid; above 1 shrinks the content."""
+    """(N, 2): (s_x, s_y) of the sampling grid; factors above 1 shrink the content."""
 
     @classmethod
     def draw(
@@ -330,8 +330,8 @@ class ResizedCrop:
     ) -> ResizedCrop:
         """Draw boxes like torchvision.
 
-        Ten tries with a random share of the area and a log-uniform ratio, then the largest central
-        box of an allowed ratio.
+        Up to ten tries draw a share of the area and a log-uniform ratio; if no box fits, the
+        largest central box with an allowed ratio is used.
 
         Args:
             generator: a private generator on the CPU.
@@ -339,8 +339,8 @@ class ResizedCrop:
             height: height of the images in pixels.
             width: width of the images in pixels.
             size: size of the result; by default that of the images.
-            area: least and largest share of the image's area covered by a box.
-            ratio: least and largest width / height of a box.
+            area: smallest and largest share of the image's area that a box covers.
+            ratio: smallest and largest width / height of a box.
         """
         tries = 10
         areas = height * width * uniform(generator, *area, count, tries)
@@ -364,7 +364,7 @@ class ResizedCrop:
 
 def _draw_offsets(generator: Generator, room: Tensor) -> Tensor:
     """Draw uniformly from 0..room, elementwise, for room >= 0."""
-    # float64, because float32 would round a draw just below 1 up to room + 1
+    # float64, as float32 would round a draw just below 1 up to room + 1
     draws = torch.rand(len(room), generator=generator, dtype=torch.float64)
     return (draws * (room + 1)).long()
 

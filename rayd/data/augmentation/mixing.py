@@ -3,8 +3,8 @@
 Both return the mixed images, the permutation of partners, and `kept`, the share of the image itself
 (lambda in the papers), so that labels or losses are mixed as kept * own + (1 - kept) * partner.
 
-Images beyond the length of the permutation serve as partners only: a data-parallel process appends
-the partners of its share of a batch. Results have one entry per entry of the permutation.
+The result has one image per entry of the permutation; images beyond its length serve as partners
+only. A data-parallel process appends the partners of its share of a batch in this way.
 
 A drawn mix can be stored (`state`) and replayed (`mix_from_state`) byte for byte, as stored soft
 labels require.
@@ -137,7 +137,7 @@ class MixUp:
 def draw_mix(
     name: Mix, generator: Generator, count: int, height: int, width: int, concentration: float
 ) -> CutMix | MixUp | None:
-    """Draw the mix named by a setting for `count` images; `none` returns None and draws nothing."""
+    """Draw the mix named by a setting for `count` images; None, without a draw, for `none`."""
     match name:
         case "none":
             return None
@@ -148,7 +148,7 @@ def draw_mix(
 
 
 def mix_from_state(state: Mapping[str, Tensor]) -> CutMix | MixUp | None:
-    """Restore the mix whose `state()` is among these tensors; None if there is none."""
+    """Restore a mix from tensors that include its `state()`; None if they include none."""
     if _BOX in state:
         return CutMix.from_state(state)
     return MixUp.from_state(state) if _KEPT in state else None
@@ -156,6 +156,6 @@ def mix_from_state(state: Mapping[str, Tensor]) -> CutMix | MixUp | None:
 
 def draw_beta(generator: Generator, concentration: float) -> float:
     """Draw from Beta(concentration, concentration)."""
-    # torch draws Beta from its global generator only, so numpy is seeded from this generator
+    # torch draws Beta only from its global generator, so NumPy's is seeded from this one
     seed = int(torch.randint(2**62, (), generator=generator))
     return float(np.random.default_rng(seed).beta(concentration, concentration))

@@ -1,10 +1,10 @@
-"""Batched RandAugment: random operations of a common magnitude on every image.
+"""Batched RandAugment: random operations on every image, all of the same magnitude.
 
 Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search
 Space" (NeurIPS 2020), with the operations, strengths and rounding of torchvision's `RandAugment`,
-nearest-neighbour sampling and black outside. For every layer each image draws one of 14 operations,
-uniformly and with replacement; a magnitude m in 0..30 scales each operation to m / 30 of its
-largest effect:
+nearest-neighbour sampling, and black outside the image. For every layer, each image draws one of 14
+operations, uniformly and with replacement. A magnitude m in 0..30 scales each operation to m / 30
+of its largest effect:
 
 | operation | strength at m | signed |
 |---|---|---|
@@ -16,10 +16,10 @@ largest effect:
 | Posterize | keeps 8 - 4 m / 30 bits, rounded | |
 | Solarize | inverts pixels from 1 - m / 30 on | |
 
-torchvision draws one operation for all images of a call. Here every image has its own, and images
-with the same operation and sign are processed together. Its two versions disagree about Solarize at
-m = 16, 18 and 24, where the second one's threshold is rounded to just above a whole pixel value,
-which then is not inverted; here it is, as in the first version.
+torchvision draws one operation for all images of a call. Here, every image has its own, and images
+with the same operation and sign are processed together. The two versions of torchvision's transform
+disagree about Solarize at m = 16, 18 and 24: version 2 rounds the threshold to just above a whole
+pixel value, so that pixels of this value are not inverted. Here they are, as in version 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _Apply = Callable[[Tensor, float], Tensor]
 
 
 def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """Call an operation of torchvision, imported on first use: the import is as slow as torch's."""
+    """Call an operation of torchvision, whose import takes as long as torch's, so only if used."""
     from torchvision.transforms.v2 import functional
 
     changed: Tensor = getattr(functional, operation)(images, *arguments, **keywords)
@@ -60,7 +60,7 @@ def _affine(
 
 
 def _on_bytes(apply: _Apply) -> _Apply:
-    """Wrap an operation to act on pixels 0..255, if it counts or quantises their values."""
+    """Wrap an operation that counts or quantises pixel values, so that it acts on 0..255."""
 
     def on_bytes(images: Tensor, strength: float) -> Tensor:
         pixels = (images * 255).round().to(torch.uint8)
@@ -81,8 +81,8 @@ _OPERATIONS: dict[str, _Apply] = {
     "Contrast": lambda images, change: _torchvision("adjust_contrast", images, 1 + change),
     "Sharpness": lambda images, change: _torchvision("adjust_sharpness", images, 1 + change),
     "Posterize": _on_bytes(lambda images, bits: _torchvision("posterize", images, int(bits))),
-    # thresholds are multiples of 255 / 30 = 8.5: the share is rounded, and would leave out the pixels
-    # that are equal to a whole one
+    # thresholds are multiples of 255 / 30 = 8.5; without rounding to halves, errors in the share
+    # would exclude pixels that equal a whole threshold
     "Solarize": _on_bytes(
         lambda images, share: _torchvision("solarize", images, round(510 * share) / 2)
     ),
@@ -100,7 +100,7 @@ _SIGNED = OPERATIONS.index("ShearX"), OPERATIONS.index("Sharpness")
 def strength(name: str, magnitude: int, height: int, width: int) -> float:
     """Strength of an operation at a magnitude of 0..30 for images of height x width pixels.
 
-    Units depend on the operation; see the head of this module.
+    Units depend on the operation; see the module's docstring.
 
     >>> strength("TranslateX", 30, 331, 331), strength("Posterize", 9, 32, 32)
     (150.0, 7.0)
@@ -121,18 +121,18 @@ def strength(name: str, magnitude: int, height: int, width: int) -> float:
         "Sharpness": (0.0, 0.9),
         "Solarize": (1.0, 0.0),
     }.get(name, (0.0, 0.0))
-    # float32 as in torchvision: the last digit decides sampling halfway between two pixels
+    # float32 as in torchvision: the last digit matters when sampling halfway between two pixels
     return float(torch.linspace(first, last, BINS)[magnitude])
 
 
 @dataclass(frozen=True, eq=False)
 class RandAugment:
-    """Operations of one magnitude on every image, applied in order; not differentiable."""
+    """Operations of one magnitude for every image, applied in order; not differentiable."""
 
     operations: Tensor
     """int64 (N, layers), or (1, layers) for all images: indices into `OPERATIONS`, in order."""
     signs: Tensor
-    """Boolean of the same shape: whether the strength is negated, if the operation is signed."""
+    """Boolean, same shape: whether to negate the strength, for operations with a sign."""
     magnitude: int
     """Strength of all operations, 0..30."""
 
@@ -154,7 +154,7 @@ class RandAugment:
         """Apply to images (N, 1 or 3, H, W) of a floating type in [0, 1].
 
         Raises:
-            ConfigError: the images require a gradient, which most operations do not have.
+            ConfigError: the images require a gradient, but most operations have none.
         """
         if images.requires_grad and torch.is_grad_enabled():
             raise ConfigError(

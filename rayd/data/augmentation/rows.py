@@ -13,8 +13,8 @@ T = TypeVar("T")
 def at_rows(drawn: T, rows: Tensor | slice) -> T:
     """Select the parameters drawn for the images at `rows` of a batch.
 
-    Tensors have one row per image, or one for all; other parameters hold for the whole batch.
-    Mixes are not supported, as the partners may be anywhere in the batch.
+    Tensors have one row per image, or one row for all; other parameters apply to the whole batch.
+    Mixes are not supported, as partners may be anywhere in the batch.
 
     Args:
         drawn: a dataclass of drawn parameters, a tensor, or None.

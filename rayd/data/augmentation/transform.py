@@ -1,11 +1,11 @@
-"""Random view of a batch of images, drawn once and replayed any number of times.
+"""Random views of a batch of images, drawn once and replayed any number of times.
 
 Augmentations are applied in the order of `Transform`'s fields. All except RandAugment act on
 normalised images and are differentiable. RandAugment acts on pixels in [0, 1]: the transform undoes
-the normalisation before it and restores it afterwards.
+the normalisation before it and reapplies it afterwards.
 
 Stored soft labels belong to one view of one batch, so a drawn transform can be stored (`state`) and
-replayed (`from_state`) byte for byte. Its tensors have other names than those of a mix (see
+replayed (`from_state`) byte for byte. The names of its tensors differ from those of a mix (see
 `mixing`), so that one mapping can hold both.
 """
 
@@ -43,7 +43,8 @@ class Transform:
         """Apply to normalised images (N, C, H, W); differentiable except RandAugment.
 
         Args:
-            images: images of the number (any, if drawn for 1) and size that the view was drawn for.
+            images: images of the size and number for which the view was drawn; any number if drawn
+                for 1.
             normalization: normalisation of the images; needed by RandAugment only.
 
         Raises:
@@ -53,8 +54,8 @@ class Transform:
         if self.rand_augment is not None:
             if normalization is None:
                 raise DataError(
-                    "RandAugment acts on pixels, so it must get the normalisation of the images. "
-                    "Got none instead."
+                    "RandAugment acts on pixels, so it needs the normalisation of the images: pass "
+                    "'normalization'."
                 )
             pixels = self.rand_augment(normalization.inverse(images).clamp(0, 1))
             images = normalization.forward_unit(pixels).to(images.dtype)
@@ -64,7 +65,7 @@ class Transform:
         return images
 
     def state(self) -> dict[str, Tensor]:
-        """State for `from_state`: CPU tensors fit for safetensors, of active augmentations only.
+        """State for `from_state`: CPU tensors of active augmentations, for safetensors.
 
         `rand_augment.operations` uint8 and `rand_augment.signs` bool (N, layers),
         `rand_augment.magnitude` uint8 (); `crop` int16 (N, 4); `shift` int16 (N, 2); `flip` bool
@@ -124,7 +125,8 @@ def draw_transform(
         count: number of images, or 1 for one view that all images share.
         height: height of the images in pixels.
         width: width of the images in pixels.
-        least: overrides the least area of `settings.crop`, for a curriculum; the largest caps it.
+        least: overrides the smallest area of `settings.crop`, for a curriculum; capped at the
+            largest area.
     """
     size = (generator, count, height, width)
     crop = None

@@ -7,9 +7,9 @@ To add a format, write a module here with
     matches       `matches(path)`: whether a path has this format
     open_source   `open_source(path, class_names)`: a `Source` (`rayd.data.formats.base`)
 
-and add it to `FORMATS`. If its splits have names that settings may choose from (`data.train`,
-`data.validation`, `data.test`), `open_source` takes those settings too, `DESCRIPTION` says in words
-what the format is, and the module belongs to `NAMED_SPLITS` as well.
+and add it to `FORMATS`. If settings (`data.train`, `data.validation`, `data.test`) can select its
+splits by name, `open_source` also takes the settings, `DESCRIPTION` describes the format in words,
+and the module is added to `NAMED_SPLITS` as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """A module of this package whose splits are fixed files."""
+    """A module for a format with fixed splits."""
 
     def matches(self, path: Path) -> bool:
         """Whether `path` has this format."""
@@ -36,10 +36,10 @@ class Format(Protocol):
 
 
 class NamedSplitsFormat(Protocol):
-    """A module of this package whose splits have names, as those of users' own data have."""
+    """A module for a format whose splits have names, as in users' own data."""
 
     DESCRIPTION: str
-    """The format in words, with an article."""
+    """Noun phrase that describes the format, with an article."""
 
     def matches(self, path: Path) -> bool:
         """Whether `path` has this format."""
@@ -50,11 +50,11 @@ class NamedSplitsFormat(Protocol):
         class_names: tuple[str, ...] | None = None,
         settings: DataSettings | None = None,
     ) -> Source:
-        """Open the data set at `path`, with the splits that the settings name."""
+        """Open the data set at `path`, with the splits named by the settings, if any."""
 
 
 FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
-"""All formats; the first that matches is used."""
+"""All formats; the first match is used."""
 
 NAMED_SPLITS: Sequence[NamedSplitsFormat] = (parquet, folder, npz)
-"""Those whose splits have names: the formats of users' own data, which messages list."""
+"""Formats whose splits have names: the formats for users' own data, which messages list."""

@@ -1,7 +1,7 @@
-"""Interface of data set formats: labels are read on opening, pixels on demand.
+"""Interface of data set formats: opening a set reads its labels; pixels are read on demand.
 
-Selection (classes, splits, long tails) needs labels only, so it comes first, and only selected
-images are decoded.
+Classes, splits and long tails are selected by labels alone, so that only selected images are
+decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rayd.errors import DataError
 
 
 class ReadPixels(Protocol):
-    """Decodes the images of a split."""
+    """Callable that decodes images of a split."""
 
     def __call__(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
@@ -50,9 +50,9 @@ class Split:
     labels: Labels
     """int64 (N,), checked against the class names."""
     read: ReadPixels
-    """Decoder of its pixels."""
+    """Decodes the images."""
     origin: str = ""
-    """Origin of the split in the data set, e.g. a folder; empty if that adds no information."""
+    """Part of the data set that is the split, e.g. a folder; empty if it need not be mentioned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +63,9 @@ class SplitSubset:
     rows: Rows
     """Ascending rows of the split."""
     labels: Labels
-    """Their labels, int64 (len(rows),)."""
+    """Labels of the images, int64 (len(rows),)."""
     origin: str | None = None
-    """Reason for the assignment to this split, as a clause; None if the split was found as such."""
+    """How the images were assigned to this split, as a clause; None if the source has the split."""
 
     @property
     def described(self) -> str:
@@ -73,11 +73,11 @@ class SplitSubset:
         return self.split.origin if self.origin is None else self.origin
 
     def at(self, positions: Rows) -> SplitSubset:
-        """Select the images at these positions of this subset."""
+        """Select images by their positions in this subset."""
         return SplitSubset(self.split, self.rows[positions], self.labels[positions], self.origin)
 
     def place(self, position: int) -> str:
-        """File or row of an image, for messages."""
+        """File or row of the image at a position, for messages."""
         row = self.rows[position : position + 1]
         read = self.split.read
         if isinstance(read, EncodedPixels):
@@ -87,7 +87,7 @@ class SplitSubset:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An opened data set on disk: its classes, its splits, and what is no part of them."""
+    """An opened data set on disk: classes, splits, and content that is not read."""
 
     where: str
     """File or folder, for error messages."""
@@ -96,12 +96,12 @@ class Source:
     splits: Mapping[SplitName, Split]
     """Splits by name, at least `train`."""
     left_out: tuple[str, ...] = ()
-    """Content that was found but not read, and why, as clauses."""
+    """Content that was found but not read, with the reason, as clauses."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
-    """Pixels that are already an array."""
+    """Images that are already an array."""
 
     images: Pixels
     where: str
@@ -109,7 +109,7 @@ class ArrayPixels:
     def __call__(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> Pixels:
-        """See `ReadPixels`; returns the array itself, not a copy, if all rows are requested."""
+        """See `ReadPixels`; returns the array itself if all rows are requested."""
         whole = len(rows) == len(self.images)
         images = self.images if whole else self.images[rows]
         images = images if side is None else resize(images, side)
@@ -123,7 +123,7 @@ class ArrayPixels:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPixels:
-    """Pixels in image files or as encoded bytes."""
+    """Encoded images, in files or in memory."""
 
     encoded: EncodedImages
     """All images of the split."""
@@ -146,7 +146,7 @@ class EncodedPixels:
         return decode_images(encoded, len(rows), decoder, shape, log=log)
 
     def shape(self, rows: Rows, decoder: Decoder, every: bool = False) -> ImageShape:
-        """Shape that images at ascending rows are decoded to; see `Decoder.announce`."""
+        """Shape to which images at ascending rows will be decoded; see `Decoder.announce`."""
         looked_at = rows if every else rows[:CHUNK_IMAGES]
         return decoder.announce(self.encoded.read(looked_at), every)
 
@@ -166,11 +166,11 @@ def read_pixels(
     shape: ImageShape | None = None,
     log: DecodeLog | None = None,
 ) -> Pixels:
-    """Pixels of selected images, from whichever format.
+    """Read the pixels of selected images, for any format.
 
     Args:
         subset: the images.
-        decoder: how they become pixels.
+        decoder: settings for decoding.
         shape: required shape of an image; None accepts any.
         log: counts conversions.
 
@@ -178,7 +178,7 @@ def read_pixels(
         Images uint8 (N, C, H, W), C-contiguous.
 
     Raises:
-        DataError: an image is damaged, or does not have the shape.
+        DataError: an image is damaged or has a different shape.
     """
     read = subset.split.read
     if isinstance(read, EncodedPixels):
@@ -188,8 +188,9 @@ def read_pixels(
         images = decoder.arrays(read(subset.rows), channels, log)
     except ColourError:
         raise DataError(
-            f"Images of {subset.split.where} have colours, and the training images are greyscale: "
-            "set 'data.mode=rgb' to read all in colour, or 'data.mode=grey' to drop colours."
+            f"Images of {subset.split.where} are in colour, but the training images are greyscale: "
+            "set 'data.mode=rgb' to read all in colour, or 'data.mode=grey' to convert all to "
+            "greyscale."
         ) from None
     if shape is not None and images.shape[1:] != shape:
         raise DataError(
@@ -203,7 +204,7 @@ def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where:
     """Convert labels (N,) to int64.
 
     Raises:
-        DataError: they are not integers, not one per image, negative, or outside the class names.
+        DataError: labels are not integers, not of rank 1, negative, or without a class name.
     """
     labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -216,7 +217,7 @@ def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where:
     bad = np.flatnonzero(labels < 0)
     if bad.size:
         hint = (
-            "; it seems to be published without labels, so move it away"
+            "; it seems to be published without labels, so move or delete it"
             if bad.size == labels.size
             else ""
         )
@@ -228,17 +229,17 @@ def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where:
     if bad.size:
         raise DataError(
             f"Labels of {where} must lie in 0..{len(class_names or ()) - 1}, "
-            f"as it names {len(class_names or ())} classes. "
+            f"as there are {len(class_names or ())} class names. "
             f"Got {labels[bad[0]]} in row {bad[0]} instead."
         )
     return labels
 
 
 def numbered_classes(labels: Labels, where: str) -> tuple[str, ...]:
-    """Class names "0", "1", ... for a set that names no classes.
+    """Create the class names "0", "1", ... for a set without class names.
 
     Raises:
-        DataError: a number between 0 and the largest label never occurs.
+        DataError: a label between 0 and the largest one does not occur.
     """
     classes = int(labels.max(initial=-1)) + 1
     missing = np.setdiff1d(np.arange(min(classes, 10**6)), labels)

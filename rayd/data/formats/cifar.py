@@ -1,7 +1,8 @@
 """Binary version of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
 
-A record is a label byte (CIFAR-100: coarse, then fine label) and 3072 pixels: 3 x 32 x 32, red
-first. The better-known Python version is a set of pickles, which are never loaded.
+A record is a label byte (CIFAR-100: coarse label, then fine label) followed by 3 x 32 x 32 = 3072
+pixel values, red channel first. The better-known Python version consists of pickles, which are
+never loaded.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ SHAPE = ImageShape(3, 32, 32)
 
 @dataclass(frozen=True)
 class BinaryFiles:
-    """Files of CIFAR-10's or CIFAR-100's binary version."""
+    """Files of the binary version of CIFAR-10 or CIFAR-100."""
 
     folder: str
-    """Folder inside the archive."""
+    """Folder in the archive."""
     label_bytes: int
-    """Bytes before the pixels; the last of them is the label."""
+    """Number of bytes before the pixels; the last one is the label."""
     names: str
-    """File of the class names."""
+    """File with the class names."""
     files: Mapping[SplitName, Sequence[str]]
     """Files of each split."""
 
@@ -59,7 +60,7 @@ LAYOUTS = (
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is or contains a folder of CIFAR's binary version."""
+    """Whether `path` is or holds a folder of CIFAR's binary version."""
     return _find(path) is not None
 
 
@@ -67,7 +68,7 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     """Open the data set in CIFAR's binary files.
 
     Raises:
-        DataError: a file is missing, empty or truncated, or a label is outside the class names.
+        DataError: a file is missing, empty or truncated, or a label has no class name.
     """
     found = _find(path)
     if found is None:
@@ -105,14 +106,14 @@ def _names(path: Path) -> tuple[str, ...] | None:
 
 
 def _records(path: Path, label_bytes: int) -> Pixels:
-    """Records of a file (N, label bytes + 3072), memory-mapped."""
+    """Memory-map the records of a file, (N, label bytes + 3072)."""
     check_file(path)
     size = path.stat().st_size
     record = label_bytes + 3072
     if size % record:
         raise DataError(
-            f"'{path}' must hold records of {record} bytes. "
-            f"Got {size:,} bytes instead, which is no multiple."
+            f"The size of '{path}' must be a multiple of {record} bytes. "
+            f"Got {size:,} bytes instead."
         )
     return np.memmap(path, np.uint8, mode="r").reshape(-1, record)
 

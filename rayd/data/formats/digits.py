@@ -1,7 +1,7 @@
-"""Scikit-learn's embedded digits: 1,797 real 8x8 images of handwritten digits.
+"""The digits included in scikit-learn: 1,797 real 8x8 images of handwritten digits.
 
-Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. Grey levels 0..16 are
-scaled to 0..255.
+Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. Grey levels
+0..16 are scaled to 0..255.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rayd.errors import DataError
 
 
 def location() -> Path:
-    """Path of scikit-learn's file of digits.
+    """Path of the digits file in scikit-learn.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -31,12 +31,12 @@ def location() -> Path:
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is scikit-learn's file of digits."""
+    """Whether `path` is the digits file in scikit-learn."""
     return path == location()
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """Open the digits, which have a single split."""
+    """Open the digits as a single split."""
     table = np.loadtxt(path, delimiter=",", dtype=np.int64)
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     split = Split("digits", table[:, -1], ArrayPixels(images, "digits"))

@@ -1,9 +1,9 @@
 """Image folders: `<dir>/<class>/*.png`, or `<dir>/<split>/<class>/*.png`.
 
-Classes are the folders' names, sorted. Images may be in subfolders of a class. Whether folders are
-splits or classes follows from their names and from what they hold; where both readings are
-possible, the folder is refused, and `data.train` decides. Stanford's Tiny ImageNet is read as
-published: `val` is labelled by `val_annotations.txt`, and the unlabelled `test` is left out.
+Classes are the folder names, sorted. Images may be in subfolders of a class. Names and content of
+folders decide whether they are splits or classes; if they are ambiguous, an error asks for
+`data.train`. Stanford's Tiny ImageNet is read as published: `val_annotations.txt` holds the labels
+of `val`, and the unlabelled `test` is left out.
 """
 
 from __future__ import annotations
@@ -57,26 +57,28 @@ SUFFIXES = frozenset({
     ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
 })
 # fmt: on
-"""File extensions of images: those that PIL reads, without drawings, films and tables of numbers."""
+"""Extensions of image formats that PIL reads, except drawings, films and tables of numbers."""
 
 USUAL = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".gif")
-"""Extensions named in errors."""
+"""Extensions named in error messages."""
 
 UNREADABLE = frozenset(
     {".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".svg", ".jxl", ".npy", ".dcm"}
 )
-"""Extensions of images that PIL does not read."""
+"""Extensions of image formats that are not supported."""
 
 FEW_PARTS = 5
-"""Folders with plain names that may be parts of a data set, such as one for each of its sources."""
+"""Maximum number of folders with ordinary names that may be parts of a data set, e.g. one per
+source.
+"""
 
 ANNOTATIONS = "val_annotations.txt"
-"""Tiny ImageNet's validation labels: file name, synset and box, separated by tabs."""
+"""File of Tiny ImageNet's validation labels: file name, synset and box, separated by tabs."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images, one per file."""
+    """Encoded images, one per file."""
 
     listing: Listing
 
@@ -105,7 +107,7 @@ def matches(path: Path) -> bool:
 
 
 def holds(listing: Listing) -> bool:
-    """Whether the listed folder has images in subfolders."""
+    """Whether a listed folder has images in subfolders."""
     return any(
         len(parts) > 1 and is_visible(parts[0]) and _is_image(parts[-1])
         for parts in map(_parts, listing.names)
@@ -117,20 +119,20 @@ def open_source(
     class_names: tuple[str, ...] | None = None,
     settings: DataSettings | None = None,
 ) -> Source:
-    """Open the data set in an image folder; `class_names` is ignored, as the folders have names.
+    """Open the data set in an image folder; ignores `class_names`, as the folders name the classes.
 
     Raises:
-        DataError: there is no image, it is not certain whether folders are splits or classes, or a
-            split has classes missing from the training split.
+        DataError: there is no image, folders may be splits or classes, or a split has a class that
+            is missing from the training split.
     """
     return open_listing(Listing.of(path), settings)
 
 
 def open_listing(listing: Listing, settings: DataSettings | None = None) -> Source:
-    """Open an image folder whose files are listed; reads no file except annotations."""
+    """Open a listed image folder; reads no files except annotations."""
     where = f"'{printable(remote.shown(listing.folder))}'"
     tree = _Tree.of(listing)
-    top = _Top.of(tree, _unwrapped(tree), where)
+    top = _Top.of(tree, _branching_folder(tree), where)
     folders = _split_folders(listing, top, settings)
     names = _class_names(listing, folders["train"], where)
     splits: dict[SplitName, Split] = {}
@@ -145,7 +147,7 @@ def open_listing(listing: Listing, settings: DataSettings | None = None) -> Sour
             "Got none instead."
         )
     if len(names) < 2:
-        raise DataError(_one_class(tree, names, where))
+        raise DataError(_too_few_classes(tree, names, where))
     return Source(where, names, splits, _left_out(listing, tree, used))
 
 
@@ -154,27 +156,27 @@ class _Folder:
     """Content of one folder."""
 
     images: int = 0
-    """Images directly inside."""
+    """Number of images directly inside."""
     below: set[str] = field(default_factory=set)
-    """Names of its subfolders that hold images, at any depth."""
+    """Names of direct subfolders that hold images at any depth."""
 
 
 @dataclass
 class _Tree:
-    """Images of a listing by folder, and what was left out."""
+    """Images of a listing by folder, and content that is left out."""
 
     images: list[tuple[int, list[str]]]
     """Row and path components of every visible image."""
     folders: dict[str, _Folder]
-    """Folders that hold images, at any depth, by relative path; the listed folder is empty text."""
+    """Folders that hold images at any depth, by relative path; "" is the listed folder."""
     hidden: Counter[str]
-    """Images in hidden or system folders, or hidden themselves, by the hidden component."""
+    """Number of hidden images, or images in hidden or system folders, by that path component."""
     other: Counter[str]
-    """Files that are no images, by suffix."""
+    """Number of files that are not images, by suffix."""
 
     @classmethod
     def of(cls, listing: Listing) -> _Tree:
-        """Sort the files of a listing."""
+        """Group the files of a listing."""
         images = list[tuple[int, list[str]]]()
         folders: dict[str, _Folder] = {"": _Folder()}
         hidden = Counter[str]()
@@ -199,11 +201,11 @@ class _Tree:
         return cls(images, folders, hidden, other)
 
     def inside(self, folder: str) -> list[str]:
-        """Names of the folders directly inside that hold images."""
+        """Names of direct subfolders that hold images, sorted."""
         return sorted(self.folders[folder].below) if folder in self.folders else []
 
     def at(self, *parts: str) -> _Folder:
-        """List the content of a folder."""
+        """Content of the folder at a path given by components."""
         return self.folders.get(os.path.join("", *parts), _Folder())
 
     def count(self, folder: str) -> int:
@@ -223,8 +225,8 @@ def _add(folders: dict[str, _Folder], parts: Sequence[str]) -> None:
         folders.setdefault(os.sep.join(parts[: depth + 1]), _Folder())
 
 
-def _unwrapped(tree: _Tree) -> str:
-    """The listed folder, or the folder inside that holds everything."""
+def _branching_folder(tree: _Tree) -> str:
+    """Descend from the listed folder to the folder that branches into splits or classes."""
     top = ""
     while True:
         inside = tree.inside(top)
@@ -246,11 +248,11 @@ class _Top:
     inside: list[str]
     """Names of its subfolders that hold images."""
     where: str
-    """The data set, for errors."""
+    """The data set, for error messages."""
 
     @classmethod
     def of(cls, tree: _Tree, path: str, where: str) -> _Top:
-        """Look into a folder."""
+        """Create from the relative path of the folder."""
         return cls(tree, path, tree.inside(path), where)
 
     @cached_property
@@ -260,12 +262,12 @@ class _Top:
 
     @cached_property
     def named(self) -> dict[str, SplitName]:
-        """Splits that names of subfolders tell."""
+        """Subfolders whose names denote a split, with the split."""
         return split_names(self.inside)
 
     @cached_property
     def splits(self) -> dict[str, SplitName]:
-        """Those of them that hold class folders, and no images themselves."""
+        """Entries of `named` whose folder holds only folders, not images."""
         return {
             name: split
             for name, split in self.named.items()
@@ -274,21 +276,21 @@ class _Top:
 
     @cached_property
     def rest(self) -> list[str]:
-        """Subfolders whose names tell no split."""
+        """Subfolders whose names do not denote a split."""
         return [name for name in self.inside if name not in self.named]
 
     def join(self, chosen: Mapping[SplitName, str]) -> dict[SplitName, str]:
-        """Relative path of the folder of each split, given by name."""
+        """Relative paths of the splits' folders, given their names."""
         return {split: os.path.join(self.path, name) for split, name in chosen.items()}
 
 
 def _split_folders(
     listing: Listing, top: _Top, settings: DataSettings | None
 ) -> dict[SplitName, str]:
-    """Relative path of the folder of each split; if there is one, that of the class folders.
+    """Relative path of the folder of each split, whose subfolders are the classes.
 
     Raises:
-        DataError: the folders may be splits as well as classes.
+        DataError: the folders may be splits or classes.
     """
     wanted = requested(settings)
     if wanted.get("train") == ".":
@@ -301,7 +303,7 @@ def _split_folders(
     if (annotated := _annotated_splits(listing, top)) is not None:
         return annotated
     if wanted:
-        # also folders deeper inside, as `images/train`
+        # settings may also name deeper folders, such as `images/train`
         deeper = [
             name for name in wanted.values() if os.path.join(top.path, name) in top.tree.folders
         ]
@@ -317,10 +319,10 @@ def _split_folders(
 
 
 def _annotated_splits(listing: Listing, top: _Top) -> dict[SplitName, str] | None:
-    """Splits of Tiny ImageNet: images of `val` are labelled by a file, those of `test` not at all.
+    """Splits of Tiny ImageNet, whose `val` is labelled by a file and whose `test` is unlabelled.
 
     Returns:
-        Relative path of the folder of each split; None for any other folder.
+        Relative path of the folder of each split; None for other data sets.
     """
     by_split = {split: name for name, split in top.named.items()}
     annotated = any(
@@ -333,45 +335,45 @@ def _annotated_splits(listing: Listing, top: _Top) -> dict[SplitName, str] | Non
 
 
 def _are_classes(top: _Top) -> bool:
-    """Whether subfolders are classes, where no setting says what they are.
+    """Whether the subfolders are classes, if no setting decides.
 
     Raises:
-        DataError: they may be splits as well.
+        DataError: they may be splits or classes.
     """
     if not top.splits:
         if top.named and not top.rest:
             raise DataError(
-                f"The folders {listed(list(top.named))} of {top.where} hold images themselves, not "
-                "in one folder per class: if they are the classes, set 'data.train=.', and if they "
-                "are splits, move the images into one folder per class."
+                f"The folders {listed(list(top.named))} of {top.where} hold images directly, not "
+                "in one folder per class: if they are classes, set 'data.train=.'; if they are "
+                "splits, move the images into one folder per class."
             )
         _check_classes(top)
         return True
-    alike = [name for name in top.rest if _alike(top, [name, *top.splits])]
+    alike = [name for name in top.rest if _share_subfolders(top, [name, *top.splits])]
     if len(alike) > len(top.splits) and len(alike) == len(top.rest):
-        # bus, car and train, each with day and night; not train_a and train_b beside test
+        # classes: bus, car and train, each with day and night; not train_a, train_b and test
         if not any(split_of(name) for name in alike):
             return True
-        raise DataError(_two_readings(top, top.inside))
+        raise DataError(_ambiguous(top, top.inside))
     pair = "train" in top.splits.values() and len(set(top.splits.values())) > 1
     if len(top.rest) >= len(top.splits) and not (pair and not alike):
-        raise DataError(_two_readings(top, [*top.splits, *top.rest]))
+        raise DataError(_ambiguous(top, [*top.splits, *top.rest]))
     return False
 
 
 def _check_train(chosen: Mapping[SplitName, str], top: _Top) -> None:
-    """Refuse splits without a training split."""
+    """Reject splits without a training split."""
     if "train" not in chosen:
         first = chosen.get("validation", top.inside[0])
         raise DataError(
             f"{top.where} holds no training split, only {listed(top.inside)}: set "
             f"'data.train={first}' to train on that folder, or 'data.train=.' if the folders are "
-            "the classes."
+            "classes."
         )
 
 
 def _below_single_folders(tree: _Tree, folders: Mapping[SplitName, str]) -> dict[SplitName, str]:
-    """The folders of the classes of each split, where a folder lies between: `train/images/cat`."""
+    """Descend through a single folder between split and classes, as in `train/images/cat`."""
     train = _below_single_folder(tree, folders["train"])
     classes = tree.inside(train)
     found: dict[SplitName, str] = {}
@@ -384,7 +386,7 @@ def _below_single_folders(tree: _Tree, folders: Mapping[SplitName, str]) -> dict
 
 
 def _below_single_folder(tree: _Tree, folder: str) -> str:
-    """The single folder inside that holds nothing but folders, or else the folder itself."""
+    """The only subfolder, if it holds only folders; otherwise the folder itself."""
     inside = tree.inside(folder)
     if len(inside) != 1 or tree.at(folder).images:
         return folder
@@ -392,8 +394,8 @@ def _below_single_folder(tree: _Tree, folder: str) -> str:
     return folder if tree.at(only).images else only
 
 
-def _alike(top: _Top, names: Sequence[str]) -> bool:
-    """Whether folders hold no images themselves, but largely the same folders."""
+def _share_subfolders(top: _Top, names: Sequence[str]) -> bool:
+    """Whether folders hold no images directly, but largely the same subfolders."""
     below = [top.folders[name].below for name in names]
     if any(top.folders[name].images for name in names) or not all(below):
         return False
@@ -402,27 +404,27 @@ def _alike(top: _Top, names: Sequence[str]) -> bool:
 
 
 def _check_classes(top: _Top) -> None:
-    """Refuse folders that may be parts of a data set with the same classes.
+    """Reject folders that may be parts of a data set, each with the same classes.
 
-    A part has several classes, and there are few parts: a hundred folders with the same two folders
-    in each are classes.
+    There are few parts, each with several classes: a hundred folders that hold the same two
+    subfolders are classes.
     """
     names = top.rest
-    if len(names) < 2 or not _alike(top, names):
+    if len(names) < 2 or not _share_subfolders(top, names):
         return
     below = max(len(top.folders[name].below) for name in names)
     telling = any(set(words(name)) & OTHER_PARTS for name in names) or numbered(names)
     if below > 1 and (telling or len(names) <= max(below, FEW_PARTS)):
-        raise DataError(_two_readings(top, names, top.folders[names[0]].below))
+        raise DataError(_ambiguous(top, names, top.folders[names[0]].below))
 
 
-def _two_readings(top: _Top, names: Sequence[str], below: Iterable[str] = ()) -> str:
-    """Error for folders that may be splits or classes."""
+def _ambiguous(top: _Top, names: Sequence[str], below: Iterable[str] = ()) -> str:
+    """Error message for folders that may be splits or classes."""
     classes = f", each with {listed(sorted(below), 3)}," if below else ""
     ranked = {"train": 0, None: 1, "validation": 2, "test": 3}
 
     def rank(name: str) -> tuple[int, int]:
-        """The training split first, and of others the one with most images."""
+        """Sort the training split first, and then by number of images."""
         split, _ = split_of(name) or (None, ())
         return ranked[split], -top.tree.count(os.path.join(top.path, name))
 
@@ -430,12 +432,12 @@ def _two_readings(top: _Top, names: Sequence[str], below: Iterable[str] = ()) ->
     return (
         f"The folders {listed(sorted(names))} of {top.where}{classes} may be splits or classes: "
         f"set e.g. 'data.train={printable(train)}' and 'data.test={printable(others[0])}' if they "
-        "are splits, or 'data.train=.' if they are the classes."
+        "are splits, or 'data.train=.' if they are classes."
     )
 
 
 def _class_names(listing: Listing, folder: str, where: str) -> tuple[str, ...]:
-    """Names of the visible folders directly inside one of the listed folders, sorted."""
+    """Names of the visible direct subfolders of a folder, sorted."""
     found: dict[str, str] = {}
     for path in listing.folders:
         parent, _, name = path.rpartition(os.sep)
@@ -448,8 +450,8 @@ def _class_names(listing: Listing, folder: str, where: str) -> tuple[str, ...]:
             )
         if nfc(name) in found:
             raise DataError(
-                f"{where} holds two folders called '{name}', which differ only in how Unicode "
-                "composes the letters; merge them."
+                f"{where} holds two folders named '{name}', which differ only in their Unicode "
+                "normalisation; merge them."
             )
         found[nfc(name)] = name
     return tuple(sorted(found))
@@ -493,26 +495,26 @@ def _split(
     return Split(where, labels, EncodedPixels(files), origin)
 
 
-def _one_class(tree: _Tree, names: Sequence[str], where: str) -> str:
-    """Error for a folder with a single class."""
+def _too_few_classes(tree: _Tree, names: Sequence[str], where: str) -> str:
+    """Error message for a folder with fewer than two classes."""
     hint = without_tables(tree.other)
     hint = f"; {hint}" if hint else ""
     return f"{where} must hold at least two classes. Got only {listed(names)} instead{hint}."
 
 
 def without_tables(suffixes: Container[str]) -> str:
-    """Remedy for images whose labels may be in a table, as a clause; empty if there is none."""
+    """Remedy if labels may be in a table, as a clause; empty if there is no table."""
     tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if suffix in suffixes]
     if not tables:
         return ""
     return (
-        f"labels in a table ({', '.join(tables)}) are not read: sort the images into one folder "
-        "per class"
+        f"labels in tables ({', '.join(tables)}) are not supported: sort the images into one "
+        "folder per class"
     )
 
 
 def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
-    """Content that was not read, and why, as clauses."""
+    """Content that was not read, with the reason, as clauses."""
     found = [*_unused_images(tree, used), *_other_files(tree)]
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]
@@ -522,7 +524,7 @@ def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
 
 
 def _unused_images(tree: _Tree, used: set[int]) -> Iterator[str]:
-    """Images that belong to no class, a clause for each folder."""
+    """Yield a clause for each folder with images that belong to no class."""
     folders = Counter[str]()
     for row, parts in tree.images:
         if row not in used:
@@ -533,17 +535,17 @@ def _unused_images(tree: _Tree, used: set[int]) -> Iterator[str]:
 
 
 def _other_files(tree: _Tree) -> Iterator[str]:
-    """Files that are no images, or of a format that cannot be read."""
+    """Yield clauses about files that are not images, or in an unsupported format."""
     rest = {}
     for suffix, count in sorted(tree.other.items()):
         if suffix in UNREADABLE:
-            yield f"{quantity(count, 'file')} with suffix {suffix}, which cannot be read"
+            yield f"{quantity(count, 'file')} with suffix {suffix}, which is not supported"
         else:
             rest[suffix] = count
     if rest:
         kinds = ", ".join(f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in rest.items())
         count = sum(rest.values())
-        verb = "is no image" if count == 1 else "are no images"
+        verb = "is not an image" if count == 1 else "are not images"
         yield f"{quantity(count, 'file')} that {verb} ({kinds})"
 
 
@@ -551,7 +553,7 @@ def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[
     """Row and class of each image of Tiny ImageNet's validation split.
 
     Raises:
-        DataError: a line names no class, as in a file that was cut off, or an image is missing.
+        DataError: a line has no class, as in a truncated file, or an image is missing.
     """
     rows = {name: row for row, name in enumerate(listing.names)}
     labelled = []
@@ -564,14 +566,14 @@ def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[
             where = remote.shown(listing.folder / folder / ANNOTATIONS)
             raise DataError(
                 f"Lines of '{where}' must hold a file and its class, separated by a tab. "
-                f"Got '{line}' in line {number} instead; the file may be cut off."
+                f"Got '{line}' in line {number} instead; the file may be truncated."
             )
         synset = rest.partition("\t")[0]
         name = os.path.join(folder, "images", file)
         if name not in rows:
             raise DataError(
                 f"There is no file '{remote.shown(listing.folder / name)}', "
-                f"which '{ANNOTATIONS}' refers to."
+                f"which '{ANNOTATIONS}' lists."
             )
         labelled.append((rows[name], synset))
     return labelled

@@ -1,7 +1,7 @@
 """MNIST's IDX files: `{train,t10k}-images-idx3-ubyte` and `-labels-idx1-ubyte`, gzipped or not.
 
-A file is: two zero bytes, the type (8: uint8), the rank, each dimension as a big-endian 32-bit
-number, then the values.
+A file consists of two zero bytes, the type (8: uint8), the rank, each dimension as a big-endian
+32-bit integer, and the values.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""NumPy archives: `images` and `labels`, or those of each split.
+"""NumPy archives with `images` and `labels`, or with such a pair for each split.
 
-Keys of splits are `x_train` and `y_train`, `test_images` and `test_labels`, `X_test`, `valY`, ... in
-any spelling; keys that fit no pair are left out, and said. Images are (N, H, W), (N, H, W, C) or
-(N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, floats in [0, 1], any numbers
-from 0 to `data.white_level`, truth values, or one encoded file (PNG, JPEG, ...) per image as NumPy bytes.
-`class_names` may hold the names. Object arrays, which are pickles, are refused.
+Keys of splits can be spelled in many ways: `x_train` and `y_train`, `test_images` and
+`test_labels`, `X_test`, `valY`, ... Keys that belong to no pair are listed as left out. Images are
+(N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3, and of type uint8, other integers in
+0..255, floats in [0, 1], any numbers in 0..`data.white_level`, or bool; or one encoded file (PNG,
+JPEG, ...) per image as NumPy bytes. `class_names` may hold class names. Object arrays, which are
+pickles, are refused.
 """
 
 from __future__ import annotations
@@ -45,40 +46,40 @@ DESCRIPTION = "an .npz file"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IMAGE_WORDS = frozenset({"x", "image", "images", "img", "imgs", "data", "pixels", "inputs"})
-"""Words of keys that hold images."""
+"""Words in the keys of images."""
 LABEL_WORDS = frozenset({"y", "label", "labels", "lbl", "lbls", "target", "targets"})
-"""Words of keys that hold labels."""
+"""Words in the keys of labels."""
 NAMES = ("class_names", "label_names")
-"""Keys of the class names, the first that is there."""
+"""Keys of class names, in order of preference."""
 ENCODED_KINDS = "SV"
-"""Kinds of NumPy's arrays of bytes."""
+"""NumPy dtype kinds of byte strings."""
 
 ARCHIVE_ERRORS = (
     OSError,
     ValueError,
     EOFError,
-    # flags of a damaged archive may announce encryption or an unknown compression
+    # flags of a damaged archive may indicate encryption or unknown compression
     RuntimeError,
     NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,
 )
-"""Exceptions of NumPy and zipfile for a damaged archive."""
+"""Exceptions that NumPy and zipfile raise for a damaged archive."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedArray:
-    """Encoded images in an array of bytes; padding at their ends does not matter."""
+    """Encoded images in an array of byte strings, possibly padded with zeros."""
 
     contents: Array
-    """Bytes (N,)."""
+    """Byte strings (N,)."""
     where: str
-    """Key and file, for errors."""
+    """Key and file, for error messages."""
     file: DataFile
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
         """See `EncodedImages`."""
-        # whole items: NumPy takes zeros at the end of an item for padding, some files end with them
+        # slices, as indexing strips trailing zeros, which may belong to the encoded file
         return (
             Encoded(self.contents[row : row + 1].tobytes(), f"row {row} of {self.where}")
             for row in rows
@@ -108,8 +109,8 @@ def open_source(
     """Open the data set in a NumPy archive.
 
     Raises:
-        DataError: the file is damaged or a pickle, lacks arrays, has invalid pixels, or it is not
-            certain which arrays are the splits.
+        DataError: the file is damaged or a pickle, lacks arrays, has invalid pixels, or its splits
+            are ambiguous.
     """
     decoder = Decoder() if settings is None else Decoder.of(settings)
     with _readable(path), _archive(path) as archive:
@@ -125,7 +126,7 @@ def open_source(
         used = {key for pair in keys.values() for key in pair} | {names_key}
         others = [key for key in archive.files if key not in used]
         if "test" not in keys and not requested(settings):
-            _check_others(archive, keys["train"][0], arrays["train"][0], others, title)
+            _check_remaining(archive, keys["train"][0], arrays["train"][0], others, title)
         left_out = tuple(f"array '{key}'" for key in others)
     splits = {split: _split(keys[split], arrays[split], names, decoder, path) for split in arrays}
     if names is None:
@@ -136,7 +137,7 @@ def open_source(
 
 
 def _title(path: Path, key: str | None = None) -> str:
-    """A file, or one of its arrays, in messages; data given as objects as their user knows them."""
+    """Name of a file or of one of its arrays in messages; of the argument, for given objects."""
     if GIVEN not in path.parts:
         return f"'{path}'" if key is None else f"'{key}' of '{path}'"
     if key is None:
@@ -147,15 +148,15 @@ def _title(path: Path, key: str | None = None) -> str:
 def _split_keys(
     keys: Sequence[str], settings: DataSettings | None, where: str
 ) -> dict[SplitName, tuple[str, str]]:
-    """Keys of images and labels of each split.
+    """Keys of the images and labels of each split.
 
     Raises:
-        DataError: there is no training split, a half of a pair is missing, or several pairs may be
+        DataError: there is no training split, half of a pair is missing, or several pairs may be
             the same split.
     """
     pairs = _pairs(keys, settings, where)
     named = split_names(pairs)
-    # arrays that name no split are the training split beside those that do
+    # if other arrays name a split, arrays without one are the training split
     if "" in pairs and "train" not in named.values():
         named = {**named, "": "train"}
     if len(pairs) == 1 and not requested(settings):
@@ -163,14 +164,14 @@ def _split_keys(
         if named.get(only, "train") == "train":
             return {"train": pairs[only]}
     if requested(settings):
-        # a part without a name goes by that of its images
+        # parts without a name are selected by the key of their images
         named = {part or pairs[part][0]: split for part, split in named.items()}
         pairs = {part or pair[0]: pair for part, pair in pairs.items()}
     chosen = assign([*pairs], settings, where, "split", named)
     if "train" not in chosen:
         raise DataError(
-            f"{where} must hold the arrays images and labels, or x_train and y_train. Got those of "
-            f"{listed([*pairs])} instead: set 'data.train' to the one to train on."
+            f"{where} must hold the arrays images and labels, or x_train and y_train. Got arrays "
+            f"of {listed([*pairs])} instead: set 'data.train' to one of these splits."
         )
     return {split: pairs[part] for split, part in chosen.items()}
 
@@ -182,10 +183,10 @@ def _split(
     decoder: Decoder,
     path: Path,
 ) -> Split:
-    """A split of two arrays, images and labels.
+    """Create a split from an array of images and an array of labels.
 
     Raises:
-        DataError: their lengths differ, or labels or pixels are invalid.
+        DataError: the arrays differ in length, or labels or pixels are invalid.
     """
     images_key, labels_key = keys
     images, given = arrays
@@ -195,7 +196,7 @@ def _split(
     if len(images) != len(labels):
         raise DataError(
             f"'{labels_key}' of '{path}' must hold one label per image. "
-            f"Got {len(labels)} for {len(images)} instead."
+            f"Got {len(labels)} for {len(images)} images instead."
         )
     return Split(where, labels, read, f"'{images_key}'")
 
@@ -203,10 +204,10 @@ def _split(
 def _pairs(
     keys: Sequence[str], settings: DataSettings | None, where: str
 ) -> dict[str, tuple[str, str]]:
-    """Keys of images and labels by part of the data set.
+    """Keys of images and labels, by part of the data set.
 
     Raises:
-        DataError: half of a pair is missing, or there are several of one kind.
+        DataError: half of a pair is missing, or a part has several arrays of one kind.
     """
     images, labels = _by_kind(keys, where)
     for part in sorted(images.keys() ^ labels.keys()):
@@ -230,19 +231,20 @@ def _by_kind(keys: Sequence[str], where: str) -> tuple[dict[str, str], dict[str,
     unclear: dict[str, str] = {}
     for key in keys:
         part, is_label = _part_of(key)
-        # the network input of an export stands beside its images of 8 bits
+        # exports hold the network input in addition to 8-bit images
         if key == "inputs" and "card" in keys and "images" in keys:
             continue
         if key in NAMES or is_label is None:
-            # images may be called like their split: train and train_labels
+            # images may have only the name of their split: train and train_labels
             if split_of(key) is not None:
                 unclear[key.lower()] = key
             continue
         found = labels if is_label else images
         if part in found:
+            kind = "labels" if is_label else "images"
             raise DataError(
-                f"{where} must hold one array of each kind. Got '{found[part]}' and '{key}' "
-                "instead."
+                f"{where} must hold one array of {kind} per split. Got '{found[part]}' and "
+                f"'{key}' instead; remove one."
             )
         found[part] = key
     for part in labels.keys() & unclear.keys() - images.keys():
@@ -267,28 +269,28 @@ def _part_of(key: str) -> tuple[str, bool | None]:
     return "_".join(word for word in words(key, numbers=True) if word not in roles), is_label
 
 
-def _check_others(
+def _check_remaining(
     archive: np.lib.npyio.NpzFile, train: str, images: Array, others: Sequence[str], where: str
 ) -> None:
-    """Refuse arrays that look like a test split, but whose names do not say so: `Xt` and `yt`.
+    """Reject arrays that may be a test split but are not named as one, such as `Xt` and `yt`.
 
     Args:
-        archive: holds them.
+        archive: the archive.
         train: key of the training images.
         images: training images.
         others: keys that are not read.
-        where: the archive, for errors.
+        where: the archive, for error messages.
 
     Raises:
-        DataError: an array has the form of the training images.
+        DataError: an array has the shape of the training images.
     """
     for key in others:
         shape = _shape(archive, key)
         if len(shape) >= 3 and shape[1:] == images.shape[1:]:
             raise DataError(
-                f"{where} holds '{key}', an array of images like '{train}', which may be the test "
-                "split or none: call it x_test and its labels y_test, or set 'data.train="
-                f"{_part_of(train)[0] or train}' to leave it out."
+                f"{where} holds '{key}', an array of images like '{train}', which may or may not "
+                "be the test split: rename it to x_test and its labels to y_test, or set "
+                f"'data.train={_part_of(train)[0] or train}' to leave it out."
             )
 
 
@@ -304,7 +306,7 @@ def _shape(archive: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
 
 
 def _names(values: Array, where: str) -> tuple[str, ...]:
-    """Class names as text, from text, bytes or numbers."""
+    """Convert class names to text, from text, bytes or integers."""
     if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise DataError(
             f"Class names of {where} must be text (classes,). "
@@ -319,7 +321,7 @@ def _names(values: Array, where: str) -> tuple[str, ...]:
 
 
 def _reader(values: Array, where: str, decoder: Decoder, path: Path) -> ReadPixels:
-    """Reader of images, encoded or not."""
+    """Create the reader of an array of images, encoded or not."""
     if values.ndim == 1 and values.dtype.kind in ENCODED_KINDS and values.dtype.names is None:
         return EncodedPixels(EncodedArray(values, where, DataFile.at(path)))
     return ArrayPixels(_pixels(values, where, decoder), where)
@@ -359,13 +361,17 @@ def _check_range(values: Array, largest: float, requirement: str, where: str) ->
         index = tuple(int(i) for i in np.argwhere(~inside)[0])
         raise DataError(
             f"Pixels of {where} must {requirement}. "
-            f"Got {values[index]} in row {index[0]} (index {index}) instead; 'data.white_level' is "
-            "the value that is white, if it is another."
+            f"Got {values[index]} in row {index[0]} (index {index}) instead; set "
+            f"'data.white_level' if white has a different value than {largest:g}."
         )
 
 
 def _archive(path: Path) -> np.lib.npyio.NpzFile:
-    """Open an archive; a file of one array is none."""
+    """Open an archive.
+
+    Raises:
+        DataError: the file holds a single array.
+    """
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.lib.npyio.NpzFile):
         return loaded
@@ -385,6 +391,6 @@ def _readable(path: Path) -> Iterator[None]:
         if "pickle" in str(error).lower():
             raise DataError(
                 f"'{path}' holds a pickle, which is never loaded; "
-                "save arrays of numbers with numpy.savez."
+                "save numeric arrays with numpy.savez."
             ) from error
         raise DataError(f"Cannot read '{path}' as a NumPy archive: {error}.") from error

@@ -1,13 +1,13 @@
 """Parquet folders in the layout of the Hugging Face hub.
 
-`<dir>/{train,validation,test}-*.parquet`, any number of shards each, read in the order of their
-names. The images are a struct column with the file's `bytes` (`path` is ignored), or a plain binary
-column; the labels are integers. Column roles and class names are taken from the schema's
-`huggingface` metadata if present, else from the usual column names. Files of the split `extra`
+`<dir>/{train,validation,test}-*.parquet`, with any number of shards per split, read in the order of
+their names. Images are a struct column with the encoded file in `bytes` (`path` is ignored), or a
+binary column; labels are integers. Column roles and class names come from the schema's
+`huggingface` metadata if present, otherwise from the usual column names. Files of the split `extra`
 (SVHN's easy images) are ignored.
 
-Arrow reads row groups from their beginning, so random access reads many times the bytes it needs:
-image folders are faster to train on, above all than files with large row groups.
+Arrow reads row groups from the start, so random access reads many times more bytes than it needs.
+Image folders are faster to train on, especially compared with files that have large row groups.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 AHEAD = 2**20
-"""Read-ahead buffer in bytes: Arrow's defaults would hold whole row groups."""
+"""Size of the read-ahead buffer in bytes; with Arrow's defaults it would hold whole row groups."""
 RUN_BYTES = 2**24
-"""Bytes of a run, small row groups that one thread reads one after another: opening a file costs
-time.
+"""Bytes per run of row groups, which one thread reads in a single pass. Small row groups share a
+run, as opening a file takes time.
 """
 OPENED = 16
 """Number of files opened in parallel."""
 SCATTERED = 8
-"""Images of a remote file after which it is fetched whole: requested in one call, or in all calls
-if all files fit into the cache.
+"""Number of requested images from which a remote file is fetched whole. Requests of all calls count
+if all files fit into the cache, otherwise those of a single call.
 """
 
 
@@ -73,19 +73,19 @@ class Shard:
 
     file: DataFile
     groups: tuple[int, ...]
-    """Number of rows of each row group."""
+    """Number of rows in each row group."""
     image_column: str
-    """Column path of the image bytes: `img.bytes`, or `img` where the column is binary itself."""
+    """Column path of the image bytes: `img.bytes`, or `img` for a binary column."""
     label_column: str
     class_names: tuple[str, ...] | None
 
     @classmethod
     def open(cls, file: DataFile) -> tuple[Shard, Any]:
-        """Read the footer and the label column of a file, in one go, as remote files are slow.
+        """Read the footer and the label column of a file at once, as opening remote files is slow.
 
         Raises:
-            DataError: the file is empty, not Parquet, lacks an image or label column, or has
-                several of which none has a usual name.
+            DataError: the file is empty or not Parquet, lacks an image or label column, or has
+                several such columns, none with a usual name.
         """
         if file.size == 0:
             raise DataError(f"'{file}' is empty (0 bytes).")
@@ -112,7 +112,7 @@ class Shard:
         """Convert the label column to labels, int64 (rows,).
 
         Raises:
-            DataError: a label is missing, not an integer, or outside the class names.
+            DataError: a label is null, not an integer, or has no class name.
         """
         where = f"column '{self.label_column}' of '{self.file}'"
         if column.null_count:
@@ -124,7 +124,7 @@ class Shard:
             numbers = column.cast(pa.int64()).combine_chunks()
         except pa.ArrowInvalid as error:
             raise DataError(f"Labels of {where} must be class indices: {error}.") from error
-        # not to_numpy, which would import pandas
+        # `to_numpy` would import pandas
         return as_labels(np.from_dlpack(numbers), class_names, where)
 
     def encoded(self, rows: Rows) -> Iterator[Encoded]:
@@ -132,23 +132,24 @@ class Shard:
         return (Encoded(value, f"row {row} of '{self.file}'") for row, value in self.values(rows))
 
     def footer(self, whole: bool) -> pq.FileMetaData:
-        """Read the footer, which says where the row groups are; see `values`."""
+        """Read the footer, which locates the row groups; see `values`."""
         with _opened(self.file, self.file.open if whole else self.file.peek) as parquet:
             return parquet.metadata
 
     def values(
         self, rows: Rows, whole: bool = False, footer: pq.FileMetaData | None = None
     ) -> Iterator[tuple[int, memoryview]]:
-        """Yield rows and the encoded images at them, skipping unused row groups.
+        """Yield rows with their encoded images, skipping unused row groups.
 
         Args:
-            rows: ascending, each once.
-            whole: fetch a remote file whole, as for rows in at least half of its row groups.
-            footer: of the file, if it was read before.
+            rows: ascending rows without repetitions.
+            whole: fetch a remote file whole; always done for rows in at least half of its row
+                groups.
+            footer: footer of the file, if it was read before.
 
         Raises:
-            DataError: the file is missing, damaged or not the one that was opened, or an image is
-                null.
+            DataError: the file is missing, damaged or has changed since it was opened, or an image
+                is null.
         """
         self._check_size()
         ends = np.cumsum(self.groups)
@@ -180,7 +181,7 @@ class Shard:
                 start += len(values)
 
     def _check_size(self) -> None:
-        # a remote file is checked when it is fetched, and a missing one is named when it is opened
+        # remote files are checked when they are fetched; opening reports missing files
         try:
             size = self.file.size if self.file.is_remote else self.file.path.stat().st_size
         except FileNotFoundError:
@@ -193,13 +194,13 @@ class Shard:
 
 
 class RowRun:
-    """Images of one or a few row groups, read together when the first of them is decoded.
+    """Images of one or more row groups, read together when the first one is decoded.
 
-    The threads that decode images read different runs at the same time.
+    Decoding threads can read different runs at the same time.
 
     Args:
         shard: the file.
-        rows: of the file, in any order.
+        rows: rows of the file, in any order.
         whole: see `Shard.values`.
         footer: see `Shard.values`.
     """
@@ -213,7 +214,7 @@ class RowRun:
         self._contents: list[bytes] | None = None
 
     def read(self, row: int) -> bytes:
-        """Read the encoded image at one of the rows.
+        """Get the encoded image at one of the rows.
 
         Raises:
             DataError: see `Shard.values`.
@@ -221,7 +222,7 @@ class RowRun:
         with self._lock:
             if self._contents is None:
                 values = self._shard.values(self._rows, self._whole, self._footer)
-                # copies: views would keep all of Arrow's batches in memory
+                # copies, as views would keep all of Arrow's batches in memory
                 self._contents = [bytes(value) for _, value in values]
         return self._contents[int(np.searchsorted(self._rows, row))]
 
@@ -243,19 +244,19 @@ class ParquetImages:
 
     shards: tuple[Shard, ...]
     _footers: dict[int, pq.FileMetaData] = field(default_factory=dict, init=False, repr=False)
-    """Footers by shard, read on first use: one of many row groups is slow to parse."""
+    """Footers by shard, read on first use, as footers with many row groups are slow to parse."""
     _requested: Counter[int] = field(default_factory=Counter, init=False, repr=False)
     """Number of images requested from each shard."""
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
-        """See `EncodedImages`; reads the row groups that hold the rows."""
+        """See `EncodedImages`; reads only row groups that hold requested rows."""
         for index, start, stop in self._spans():
             inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
             if len(inside):
                 yield from self.shards[index].encoded(inside)
 
     def at(self, rows: Rows) -> Iterator[Encoded]:
-        """See `EncodedImages`; a row group is read when the first of its images is decoded."""
+        """See `EncodedImages`; a row group is read when its first image is decoded."""
         found: list[Encoded | None] = [None] * len(rows)
         for index, start, stop in self._spans():
             positions = np.flatnonzero((rows >= start) & (rows < stop))
@@ -284,18 +285,18 @@ class ParquetImages:
 
     @cached_property
     def _fit(self) -> bool:
-        """Whether all files are local, or copies of all of them fit into the cache."""
+        """Whether all files are local, or their copies fit into the cache at once."""
         return not self.shards[0].file.is_remote or copies.fit(shard.file for shard in self.shards)
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
-        """Each shard's index, first row, and the row after its last."""
+        """Yield index, first row, and last row + 1 of each shard."""
         start = 0
         for index, shard in enumerate(self.shards):
             yield index, start, start + shard.rows
             start += shard.rows
 
     def _at(self, index: int, rows: Rows) -> Iterator[Encoded]:
-        """The images at rows of a shard, in any order."""
+        """Yield the images at the given rows of a shard, in any order."""
         shard = self.shards[index]
         requested = self._requested[index] = (
             self._requested[index] + len(rows) if self._fit else len(rows)
@@ -320,7 +321,7 @@ class ParquetImages:
 
 
 def matches(path: Path) -> bool:
-    """Whether `path`, or a folder at most two levels inside it, holds visible Parquet files."""
+    """Whether `path`, or a folder up to two levels below it, holds visible Parquet files."""
     return path.is_dir() and any(
         is_parquet(str(found.relative_to(path))) and found.is_file()
         for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
@@ -329,7 +330,7 @@ def matches(path: Path) -> bool:
 
 
 def holds(listing: Listing) -> bool:
-    """Whether the listed folder, or one at most two levels inside it, holds visible Parquet files."""
+    """Whether a listed folder, or one up to two levels below it, holds visible Parquet files."""
     return any(map(is_parquet, listing.names))
 
 
@@ -341,12 +342,12 @@ def open_source(
     """Open the data set in a folder of Parquet files.
 
     Args:
-        path: the folder; if it has no Parquet files itself, the single subfolder that does.
-        class_names: names for files that name no classes.
-        settings: which files are the splits, where that is not certain.
+        path: the folder, or a folder with a single subfolder of Parquet files.
+        class_names: class names, unless the files contain them.
+        settings: may name the files to use as splits, where that is ambiguous.
 
     Raises:
-        DataError: a file is damaged or not what its name suggests.
+        DataError: a file is damaged, a shard is missing, or the splits are missing or ambiguous.
     """
     return open_listing(Listing.of(path), class_names, settings)
 
@@ -356,14 +357,14 @@ def open_listing(
     class_names: tuple[str, ...] | None = None,
     settings: DataSettings | None = None,
 ) -> Source:
-    """Open a folder whose files are listed: reads footers and labels."""
+    """Open a listed folder; reads footers and labels. See `open_source`."""
     path = remote.shown(listing.folder)
     found = find_files(listing, settings)
     by_split = found.splits
     shards = dict[SplitName, list[Shard]]()
     columns = dict[SplitName, list[Any]]()
     for split, files in by_split.items():
-        # in parallel: remote files have a high latency
+        # in parallel, as remote files have high latency
         with ThreadPoolExecutor(OPENED, "rayd-open") as pool:
             shards[split], columns[split] = map(
                 list, zip(*pool.map(Shard.open, files), strict=True)
@@ -424,7 +425,7 @@ def _column(
     found = [name for name in announced if name in schema.names]
     if len(found) > 1 and not any(name in usual for name in found):
         raise DataError(
-            f"'{file}' has several columns of {role}s, {listed(found)}: rename the one to read to "
+            f"'{file}' has several columns of {role}s, {listed(found)}: rename one of them to "
             f"'{role}'."
         )
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
@@ -448,7 +449,7 @@ def _bytes_path(file: DataFile, field: pa.Field) -> str:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise DataError(
-            f"Column '{field.name}' of '{file}' must hold the images' bytes. Got {kind} instead."
+            f"Column '{field.name}' of '{file}' must hold encoded images. Got {kind} instead."
         )
     return str(field.name)
 
@@ -464,7 +465,7 @@ def _opened(
     buffer_size: int = 0,
     footer: pq.FileMetaData | None = None,
 ) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; Arrow opens local files itself.
+    """Open a Parquet file: by path if it is local, otherwise from `content`.
 
     Raises:
         DataError: the file cannot be read or is damaged.

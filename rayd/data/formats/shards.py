@@ -1,8 +1,8 @@
-"""Which Parquet files are which split, from their names and folders, without opening any.
+"""Assignment of Parquet files to splits by their names and folders, without opening them.
 
 Files are `train-00000-of-00003.parquet`, `test.parquet`, ... in the folder or in its only
-subfolder, or `<split>/0000.parquet` as the hub converts data sets, perhaps below the folder of a
-configuration. A shard that is missing or there twice is an error.
+subfolder, or `<split>/0000.parquet` as in the hub's converted data sets, possibly in the folder of
+a configuration. Missing and duplicate shards are errors.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 SUFFIX = ".parquet"
 DEPTH = 3
-"""Most components of the path of a Parquet file: configuration, split and file."""
+"""Maximum number of components in the path of a Parquet file: configuration, split and file."""
 EXTRA = "extra"
 """Split that is left out: SVHN's easy images."""
 SHARD = re.compile(r"^(?P<part>.*?)[-_.]?(?P<index>\d+)[-_]of[-_](?P<count>\d+)(?P<rest>[-_.].*)?$")
-"""Name of one of several files: `train-00000-of-00003`, perhaps with a hash behind it."""
+"""Name of a shard with index and count, such as `train-00000-of-00003`, optionally with a hash."""
 LAST_NUMBER = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)$")
-"""Name of one of several files whose number is not said: `train_0`."""
+"""Name of a shard without a count, such as `train_0`."""
 NUMBERED = re.compile(r"^\d+$")
-"""Name of a file in the folder of a split: `0000`."""
+"""Name of a shard in the folder of a split, such as `0000`."""
 HASH = re.compile(r"^(?=.*\d)[0-9a-f]{6,}$")
-"""Word of a name that is a hash, or a part of one."""
+"""Part of a name that is a hash, or a piece of one."""
 PARTS_OF_SPLITS = frozenset({"part", "shard", "chunk", "of"})
-"""Words of file names that tell files of a split apart."""
+"""Words that number the files of a split."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class ParquetFiles:
     splits: dict[SplitName, list[DataFile]]
     """Files of each split, in the order of their names."""
     origins: dict[SplitName, str]
-    """Name of each split there."""
+    """Files or folder of each split, as a clause."""
     left_out: tuple[str, ...]
     """Content that is not read, as clauses."""
 
 
 def is_parquet(name: str) -> bool:
-    """Whether a path relative to a listed folder is that of a visible Parquet file."""
+    """Whether a path relative to a listed folder denotes a visible Parquet file."""
     *folders, file = name.split(os.sep)
     hidden = file.startswith(".") or not all(map(is_visible, folders))
     return file.endswith(SUFFIX) and not hidden and len(folders) < DEPTH
@@ -73,8 +73,8 @@ def find_files(listing: Listing, settings: DataSettings | None = None) -> Parque
     """Assign the Parquet files of a folder to splits.
 
     Raises:
-        DataError: there are several data sets, a shard is missing or there twice, a file names no
-            split, or it is not certain which files are a split.
+        DataError: the folder holds several data sets, a shard is missing or duplicated, a file
+            names no split, or the splits are ambiguous.
     """
     where = f"'{remote.shown(listing.folder)}'"
     rows = [row for row, name in enumerate(listing.names) if is_parquet(name)]
@@ -84,8 +84,8 @@ def find_files(listing: Listing, settings: DataSettings | None = None) -> Parque
     for part in splits.values():
         names = [listing.names[row] for row in parts[part]]
         _check_shards(names, where, part)
-        _check_twice(listing, parts[part], where)
-        notes += _gaps(names)
+        _check_duplicates(listing, parts[part], where)
+        notes += _missing_numbers(names)
     used = {row for part in splits.values() for row in parts[part]}
     left_out = [f"'{listing.names[row]}'" for row in rows if row not in used]
     return ParquetFiles(
@@ -96,13 +96,13 @@ def find_files(listing: Listing, settings: DataSettings | None = None) -> Parque
 
 
 def _parts(listing: Listing, rows: Sequence[int], where: str) -> tuple[dict[str, list[int]], bool]:
-    """Rows of the Parquet files nearest to the folder, by part of the data set.
+    """Group the Parquet files at the least depth by part of the data set.
 
     Returns:
-        Rows by part, and whether parts are folders, as the hub converts data sets.
+        Rows by part, and whether parts are folders, as in the hub's converted data sets.
 
     Raises:
-        DataError: there are several data sets.
+        DataError: the folder holds several data sets.
     """
     depth = min(name_depth(listing.names[row]) for row in rows)
     chosen = [row for row in rows if name_depth(listing.names[row]) == depth]
@@ -111,7 +111,9 @@ def _parts(listing: Listing, rows: Sequence[int], where: str) -> tuple[dict[str,
     named = split_names(Path(folder).name for folder in folders)
     of_hub = depth > 1 and bool(named) and len(parents) == 1
     if len(folders) > 1 and not of_hub:
-        raise DataError(_several(listing, where, parents if len(parents) > 1 else folders))
+        raise DataError(
+            _several_data_sets(listing, where, parents if len(parents) > 1 else folders)
+        )
     parts: dict[str, list[int]] = {}
     for row in chosen:
         path = Path(listing.names[row])
@@ -126,7 +128,7 @@ def name_depth(name: str) -> int:
 
 
 def part_of(stem: str) -> str:
-    """Part of a data set that a file belongs to, from its name without suffix.
+    """Part of a data set to which a file belongs, from its name without suffix.
 
     >>> part_of("train-00000-of-00003-a1b2c3d4"), part_of("test_small"), part_of("train_1")
     ('train', 'test_small', 'train')
@@ -149,36 +151,34 @@ def _assigned(
     where: str,
     named: Mapping[str, SplitName] | None,
 ) -> dict[SplitName, str]:
-    """Part that is each split."""
+    """Assign parts to splits, see `assign`; ignores `EXTRA` unless settings name it."""
     wanted = requested(settings)
     names = [part for part in parts if part.lower() != EXTRA or part in wanted.values()]
     named = split_names(names) if named is None else named
-    unknown = [part for part in names if part not in named and not _begins_like_a_split(part)]
+    unknown = [part for part in names if part not in named and not _starts_like_a_split(part)]
     if unknown and not wanted:
         first = listing[parts[unknown[0]][0]]
         folder = first.path.parent
-        remedy = "set 'data.train' to the beginning of the names to train on"
+        remedy = "set 'data.train' to the name of the training files without their numbers"
         if split_of(folder.name) is not None:
-            remedy = (
-                f"give the folder of all splits, '{remote.shown(folder.parent)}', as 'data.name'"
-            )
+            remedy = f"set 'data.name' to the folder of all splits, '{remote.shown(folder.parent)}'"
         raise DataError(
-            "Parquet files must be called train-*, validation-* or test-*. "
+            "Parquet files must be named train-*, validation-* or test-*. "
             f"Got '{first}' instead; {remedy}."
         )
     return assign(names, settings, where, "split", named)
 
 
-def _begins_like_a_split(part: str) -> bool:
-    """Whether the first word of a name is that of a split: `test_small`."""
+def _starts_like_a_split(part: str) -> bool:
+    """Whether the first word of a name denotes a split, as in `test_small`."""
     return any(split_of(word) is not None for word in words(part)[:1])
 
 
 def _check_shards(names: Sequence[str], where: str, part: str) -> None:
-    """Refuse shards that are missing, or there twice.
+    """Reject missing and duplicate shards.
 
     Raises:
-        DataError: names and numbers of the files do not agree.
+        DataError: the numbers in the file names are inconsistent.
     """
     stems = [_stem(name) for name in names]
     shards = [shard for stem in stems if (shard := SHARD.match(stem)) is not None]
@@ -188,8 +188,8 @@ def _check_shards(names: Sequence[str], where: str, part: str) -> None:
     counts = {int(shard["count"]) for shard in shards}
     if len(counts) > 1 or len(shards) < len(stems):
         raise DataError(
-            f"The split '{part}' of {where} must be one set of files. Got files of several, "
-            f"{listed([Path(name).name for name in names])}; remove those of the others."
+            f"The split '{part}' of {where} must be one set of shards. Got shards of several sets, "
+            f"{listed([Path(name).name for name in names])}; remove all but one set."
         )
     total = counts.pop()
     by_index: dict[int, list[str]] = {}
@@ -201,7 +201,7 @@ def _check_shards(names: Sequence[str], where: str, part: str) -> None:
 def _check_numbered(
     by_index: Mapping[int, Sequence[str]], total: int, where: str, part: str
 ) -> None:
-    """Refuse a number that two files have, and numbers that none has."""
+    """Reject duplicate and missing shard numbers."""
     for index, again in sorted(by_index.items()):
         if len(again) > 1:
             raise DataError(
@@ -211,14 +211,14 @@ def _check_numbered(
     missing = [index for index in range(total) if index not in by_index]
     if missing or len(by_index) != total:
         raise DataError(
-            f"The split '{part}' of {where} must have {total} files, as their names say. Got "
+            f"The split '{part}' of {where} must have {total} files, according to their names. Got "
             f"{len(by_index)}: number {', '.join(map(str, missing[:5]))} is missing; fetch it "
             "again."
         )
 
 
 def _check_numbers(stems: Sequence[str], where: str, part: str) -> None:
-    """Refuse files `0000`, `0001`, ... of the hub of which one is missing."""
+    """Reject gaps in the hub's file names `0000`, `0001`, ..."""
     numbers = sorted(int(stem) for stem in stems if NUMBERED.match(stem))
     if len(numbers) == len(stems) and numbers != list(range(len(numbers))):
         missing = sorted(set(range(max(numbers))) - set(numbers))
@@ -228,8 +228,8 @@ def _check_numbers(stems: Sequence[str], where: str, part: str) -> None:
         )
 
 
-def _check_twice(listing: Listing, rows: Sequence[int], where: str) -> None:
-    """Refuse files of a split with the same content; those at a URL are not compared."""
+def _check_duplicates(listing: Listing, rows: Sequence[int], where: str) -> None:
+    """Reject local files of a split with equal content; remote files are not compared."""
     if remote.url(listing.folder) is not None:
         return
     by_size: dict[int, list[int]] = {}
@@ -246,31 +246,31 @@ def _check_twice(listing: Listing, rows: Sequence[int], where: str) -> None:
         by_size[int(listing.sizes[row])].append(row)
 
 
-def _gaps(names: Sequence[str]) -> list[str]:
-    """Numbers that are missing between those of files, as clauses: they may be missing files."""
+def _missing_numbers(names: Sequence[str]) -> list[str]:
+    """Numbers missing from file names, which may indicate missing files, as clauses."""
     found = [LAST_NUMBER.match(_stem(name)) for name in names]
     numbers = sorted(int(match["number"]) for match in found if match is not None)
     stems = {match["stem"] for match in found if match is not None}
     if None in found or len(stems) != 1 or len(numbers) < 2:
         return []
     missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
-    # years, say, are no counts
+    # if most numbers are missing, they are not shard numbers but years, for example
     if not missing or len(missing) > len(numbers):
         return []
     listing = ", ".join(map(str, missing[:5]))
-    return [f"number {listing} of the files '{stems.pop()}*', which is not there"]
+    return [f"number {listing} of the files '{stems.pop()}*', which is missing"]
 
 
 def _stem(name: str) -> str:
     return Path(name).name.removesuffix(SUFFIX)
 
 
-def _several(listing: Listing, where: str, folders: Sequence[str]) -> str:
-    """Error for a folder with several data sets."""
+def _several_data_sets(listing: Listing, where: str, folders: Sequence[str]) -> str:
+    """Error message for a folder with several data sets."""
     first = remote.shown(listing.folder / folders[0])
     return (
         f"{where} must hold one data set. Got Parquet files in {len(folders)} folders "
-        f"instead; give one of them as 'data.name', e.g. '{first}'."
+        f"instead; set 'data.name' to one of them, e.g. '{first}'."
     )
 
 
@@ -279,5 +279,5 @@ def _origin(part: str, is_folder: bool) -> str:
 
 
 def _shortened(clauses: Sequence[str]) -> list[str]:
-    """Clauses, the first of many."""
+    """Shorten a list of clauses to the first five."""
     return [*clauses[:5], *([f"{len(clauses) - 5} more files"] if len(clauses) > 5 else [])]

@@ -1,6 +1,6 @@
 """SVHN's cropped digits as published: `{train,test}_32x32.mat` (Netzer et al., 2011).
 
-`X` is uint8 (32, 32, 3, N), `y` (N, 1) with the digit 0 labelled 10.
+`X` is uint8 (32, 32, 3, N); `y` is (N, 1), with the digit 0 labelled 10.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TRAIN = "train_32x32.mat"
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is SVHN's training file, or a folder with it."""
+    """Whether `path` is SVHN's training file, or a folder that holds it."""
     return path.name == TRAIN or (path / TRAIN).is_file()
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """Open the data set in SVHN's files; `class_names` is ignored, as the digits name themselves.
+    """Open the data set in SVHN's files; ignores `class_names`, as the classes are the digits.
 
     Raises:
-        DataError: a file is damaged, or lacks its arrays.
+        DataError: a file is damaged or lacks an array, or a label is not in 1..10.
     """
     path = path.parent if path.name == TRAIN else path
     splits: dict[SplitName, Split] = {}
@@ -59,7 +59,7 @@ def _read(
     if len(rows) and rows[-1] >= len(images):
         raise DataError(
             f"'{file}' must hold one label per image. "
-            f"Got {len(images)} images for more labels instead."
+            f"Got {len(images)} images, but more labels instead."
         )
     return ArrayPixels(images, f"'{file}'")(rows, side, shape)
 
@@ -70,7 +70,7 @@ def _variable(file: Path, name: str) -> np.ndarray[Any, np.dtype[Any]]:
     check_file(file)
     try:
         variables = loadmat(file, variable_names=[name])
-    except Exception as error:  # scipy raises various exceptions for damaged files
+    except Exception as error:  # scipy raises many kinds of exceptions for damaged files
         raise DataError(f"Cannot read '{file}' as a MATLAB file: {error}.") from error
     if name not in variables:
         raise DataError(f"'{file}' must hold the array '{name}'.")

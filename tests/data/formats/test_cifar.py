@@ -58,7 +58,7 @@ def test_a_truncated_file_is_refused(cifar10: Path, tmp_path: Path) -> None:
     batch = tmp_path / "data_batch_3.bin"
     batch.write_bytes(batch.read_bytes()[:-1])
     with pytest.raises(
-        DataError, match=r"data_batch_3.bin' must hold records of 3073 bytes. Got 6,145 bytes"
+        DataError, match=r"data_batch_3.bin' must be a multiple of 3073 bytes. Got 6,145 bytes"
     ):
         open_source(tmp_path)
     batch.unlink()

@@ -90,7 +90,7 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
         ({"labels": LABELS * 2}, r"must cover 0..4. No image has label 1, 3."),
         (
             {"class_names": np.array(["ant", "bee"])},
-            r"must lie in 0\.\.1, as it names 2 classes. Got 2 in row 2",
+            r"must lie in 0\.\.1, as there are 2 class names. Got 2 in row 2",
         ),
         ({"labels": np.array([0, 1, 2, 2, 1, None])}, "holds a pickle, which is never loaded"),
     ],

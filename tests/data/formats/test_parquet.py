@@ -120,7 +120,7 @@ def test_one_of_several_columns_of_labels_must_have_a_usual_name(tmp_path: Path)
     table = pa.table({"img": PNGS[:4], "season": [0, 1, 0, 1], "species": [0, 0, 1, 1]})
     table = table.replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"columns of labels, 'season' and 'species': rename the"):
+    with pytest.raises(DataError, match=r"columns of labels, 'season' and 'species': rename one"):
         open_source(tmp_path)
     features["label"] = features.pop("species")
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -172,9 +172,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "names", "sentence"),
     [
-        ([0, 1, 3], NAMES, r"must lie in 0\.\.2, as it names 3 classes. Got 3 in row 2"),
+        ([0, 1, 3], NAMES, r"must lie in 0\.\.2, as there are 3 class names. Got 3 in row 2"),
         ([0, -1, 2], NAMES, "must not be negative. Got -1 in row 1 instead.$"),
-        ([-1, -1, -1], NAMES, "published without labels, so move it away"),
+        ([-1, -1, -1], NAMES, "published without labels, so move or delete it"),
         ([0, None, 2], NAMES, "must not be null. Got null in row 1"),
         ([0, 2, 2], None, r"must cover 0\.\.2. No image has label 1"),
     ],
@@ -200,7 +200,7 @@ def test_labels_that_do_not_fit_are_refused(
         ),
         (
             {"img": ["a.png"] * 10, "label": LABELS},
-            "Column 'img' of .* must hold the images' bytes. Got string",
+            "Column 'img' of .* must hold encoded images. Got string",
         ),
         ({"img": PNGS, "label": ["ant"] * 10}, "must be integers. Got string"),
     ],
@@ -235,7 +235,7 @@ def test_a_folder_without_training_files_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_name_no_split_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data-0.parquet", PNGS, LABELS)
-    with pytest.raises(DataError, match="must be called train-"):
+    with pytest.raises(DataError, match="must be named train-"):
         open_source(tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_what_is_only_called_parquet_is_no_file(tmp_path: Path) -> None:
     """Neither a folder nor a link to a file that is not there makes a data set."""
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "train.parquet").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"links' holds links to files that are not there"):
+    with pytest.raises(DataError, match=r"links' holds broken links"):
         open_any(str(tmp_path / "links"))
     images = some_images(2)
     write_folder(tmp_path / "photos", {"ant": images, "bee.parquet": images})
