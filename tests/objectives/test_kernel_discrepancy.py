@@ -19,6 +19,7 @@ from rayd.objectives.terms import Batch
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies
 from tests.conftest import tiny
+from tests.draws import normal
 
 SHAPE = (1, 8, 8)
 FORMS = {
@@ -31,11 +32,6 @@ FORMS = {
     "rational-quadratic": lambda d: 1 / (1 + float(d.square().sum()) / 2),
 }
 """Kernels of length 1 at a difference of two vectors, with the default exponents."""
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
 
 
 def by_pairs(name: str, length: float, real: Tensor, synthetic: Tensor) -> float:
