@@ -1,6 +1,5 @@
 """Maximum mean discrepancy against loops over pairs, its link to spectral distances, and a run."""
 
-import json
 import math
 
 import pytest
@@ -20,6 +19,7 @@ from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies
 from tests.conftest import tiny
 from tests.draws import normal
+from tests.runs import steps_of
 
 SHAPE = (1, 8, 8)
 FORMS = {
@@ -126,6 +126,6 @@ def test_run_lowers_the_loss(tmp_path):
         evaluation={"baselines": []},
     )
     run = distill(recipe, tmp_path / "run", progress=Progress(quiet=True))
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines if "kernel_discrepancy" in line]
+    lines = steps_of(run.directory)
+    losses = [line["loss"] for line in lines if "kernel_discrepancy" in line]
     assert losses[-1] < losses[0]
