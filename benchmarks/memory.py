@@ -141,7 +141,7 @@ def measure_late(results: int, megabytes: int, seconds: float) -> float:
     return found["grown"]
 
 
-def measure_moments(megabytes: int, workers: int = 2) -> float:
+def measure_moments(megabytes: int) -> float:
     """Growth in bytes while statistics of a number of MB each are measured by three observers."""
     from rayd.data import load
     from rayd.engine.job import Job
@@ -154,7 +154,7 @@ def measure_moments(megabytes: int, workers: int = 2) -> float:
 
     recipe = tiny(
         observers={"pool": 3, "per_step": 1},
-        resources={"workers": workers, "cpus_per_worker": 0.5, "threads": 1},
+        resources={"workers": 2, "cpus_per_worker": 0.5, "threads": 1},
     )
     data = load(recipe.data)
     measure.SHARD = 500

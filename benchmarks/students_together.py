@@ -75,12 +75,15 @@ def single(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[S
     return step, weights
 
 
+def stacked_weights(networks: list[nn.Module]) -> dict[str, Tensor]:
+    """Weights of all networks in tensors that can be trained."""
+    stacked, _ = stack_module_state(networks)
+    return {name: value.detach().requires_grad_() for name, value in stacked.items()}
+
+
 def mapped(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[Step, Weights]:
     """Step of all students by `vmap` over stacked weights."""
-    stacked = {
-        name: value.detach().requires_grad_()
-        for name, value in stack_module_state(networks)[0].items()
-    }
+    stacked = stacked_weights(networks)
     of_all = optimizer(list(stacked.values()))
     skeleton = networks[0]
 
@@ -100,10 +103,7 @@ def grouped(
 ) -> tuple[Step, Weights]:
     """Step of all students as groups of one network; `equal`: only for bit-identical results."""
     count = len(networks)
-    stacked = {
-        name: value.detach().requires_grad_()
-        for name, value in stack_module_state(networks)[0].items()
-    }
+    stacked = stacked_weights(networks)
     of_all = optimizer(list(stacked.values()))
     convolutions = [
         name for name, module in networks[0].named_modules() if isinstance(module, nn.Conv2d)

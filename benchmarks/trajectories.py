@@ -32,7 +32,7 @@ CLASSES = 10
 WIDTH = 64
 
 
-def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple[Tensor, ...]]:
+def gradient(way: Way, steps: int, images: int) -> Callable[[], tuple[Tensor, ...]]:
     """The gradient with respect to images, soft labels and step size, for a ConvNet of half width
     that takes a number of steps on all images.
     """
@@ -50,7 +50,7 @@ def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple
         steps,
         SHAPE[1:],
         draws,
-        augmentation("color_crop_cutout_flip_scale_rotate") if dsa else None,
+        augmentation("color_crop_cutout_flip_scale_rotate"),
     )
 
     def once() -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple
 def peak(way: Way, steps: int, found: multiprocessing.SimpleQueue[float]) -> None:
     """Peak memory of a separate process in MB, excluding its memory before the work."""
     torch.set_num_threads(1)
-    once = gradient(way, steps, 100, True)
+    once = gradient(way, steps, 100)
     before = kilobytes("VmRSS")
     once()
     found.put((kilobytes("VmHWM") - before) * 1024 / 1e6)
@@ -101,9 +101,9 @@ def main() -> None:
     print(f"{title:<{COLUMNS}} {ratio:7.2f}")
 
     for images in (10, 100):
-        swept = gradient("reverse", 5, images, True)
-        full = gradient("full", 5, images, True)
-        truncated = gradient("truncated", 5, images, True)
+        swept = gradient("reverse", 5, images)
+        full = gradient("full", 5, images)
+        truncated = gradient("truncated", 5, images)
         timed(f"time of a gradient, sweep : full unrolling, {images} images", "at most 1.6",
               lambda f=full: rate(f, 1, clock), lambda s=swept: rate(s, 1, clock))  # fmt: skip
         timed(f"time of a gradient, TESLA's : full unrolling, {images} images", "",

@@ -43,6 +43,18 @@ def new_figure(width: int, height: int) -> Figure:
     return ShownFigure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
 
 
+def image_figure(image: Image.Image, interpolation: str | None = None) -> Figure:
+    """A figure of an image alone, in its own size."""
+    with styled():
+        figure = new_figure(*image.size)
+        # the image has margins of its own
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(image, interpolation=interpolation)
+        axes.set_axis_off()
+        return figure
+
+
 def as_image(figure: Figure) -> Image.Image:
     """Draw a figure into an RGB image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

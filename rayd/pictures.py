@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,12 @@ def as_file(image: Image.Image, format: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=format, quality=95)
     return buffer.getvalue()
+
+
+def data_url(image: Image.Image, format: str = "PNG") -> str:
+    """Encode an image as a `data:` URL, for HTML without other files."""
+    content = base64.b64encode(as_file(image, format)).decode()
+    return f"data:image/{format.lower()};base64,{content}"
 
 
 PICTURE_FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -5,7 +5,6 @@ Kept apart from the results, which call these functions by name, so that they st
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -106,30 +105,22 @@ def report_html(report: Report) -> str:
 
 def distilled_html(distilled: Distilled) -> str:
     """A distilled set as its contact sheet."""
-    from rayd.pictures import picture
+    from rayd.pictures import contact_sheet, data_url
 
-    image = base64.b64encode(picture(distilled)).decode()
     text = f"{len(distilled)} images of {'x'.join(map(str, distilled.shape))}"
     return (
-        f'<figure><img alt="distilled images" src="data:image/png;base64,{image}">'
+        f'<figure><img alt="distilled images" src="{data_url(contact_sheet(distilled))}">'
         f"<figcaption>{escape(text)}, {distilled.classes} classes</figcaption></figure>"
     )
 
 
 def distilled_figure(distilled: Distilled) -> Figure:
     """The contact sheet of a distilled set."""
-    from rayd.drawing import new_figure, styled
+    from rayd.drawing import image_figure
     from rayd.pictures import contact_sheet
 
-    sheet = contact_sheet(distilled)
-    with styled():
-        figure = new_figure(*sheet.size)
-        # the sheet has margins of its own, and is shown pixel by pixel
-        figure.set_layout_engine("none")
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.imshow(sheet, interpolation="nearest")
-        axes.set_axis_off()
-        return figure
+    # shown pixel by pixel
+    return image_figure(contact_sheet(distilled), interpolation="nearest")
 
 
 def report_figure(report: Report) -> Figure:

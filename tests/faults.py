@@ -17,9 +17,9 @@ from rayd.artifacts import read_tensors
 from rayd.callbacks import Callbacks, RunCallback, Step
 from rayd.config import Recipe, merge
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.errors import RaydError
 from rayd.recipes import resolve
+from tests.runs import QUIET, bytes_of
 
 
 class InterruptionError(RaydError):
@@ -81,9 +81,19 @@ def break_off(recipe: Recipe, out: Path, steps: int, block: int = 0, **options: 
             every_step_logged(recipe),
             out,
             callbacks=stopping(InterruptionError("interrupted"), done),
-            progress=Progress(quiet=True),
+            progress=QUIET,
             **options,
         )
+
+
+def check_resumes(recipe: Recipe, folder: Path, steps: int, block: int = 0) -> None:
+    """Check that a run that is broken off, as by `break_off`, and resumed gives the bytes of one
+    that is not. They are `cut` and `whole` in the folder.
+    """
+    distill(recipe, folder / "whole", progress=QUIET)
+    break_off(recipe, folder / "cut", steps, block)
+    distill(recipe, folder / "cut", resume=True, progress=QUIET)
+    assert bytes_of(folder / "whole") == bytes_of(folder / "cut")
 
 
 class Steps(RunCallback):

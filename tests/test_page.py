@@ -17,6 +17,7 @@ from rayd.evaluation.set_result import ON_VALIDATION
 from rayd.page import FILE, charts, comparison, render, write
 from rayd.page.run import command
 from rayd.recipes.difference import differences
+from tests.runs import log_of
 
 SETTINGS = {
     "synthesis.steps": 4,
@@ -189,8 +190,7 @@ def test_command_of_a_page_repeats_its_run(name, settings, words):
 
 
 def test_the_only_term_has_no_curve_beside_the_loss(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert any("mean" in line for line in lines)
+    assert any("mean" in line for line in log_of(run))
     page = render(run)
     assert "loss over step" in page
     assert "mean over step" not in page
@@ -204,8 +204,7 @@ def test_pages_of_many_classes_list_their_mistakes(run, monkeypatch):
 
 
 def test_stages_have_their_peak_memory(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    ends = [line for line in lines if "finished" in line]
+    ends = [line for line in log_of(run) if "finished" in line]
     assert ends
     assert all(line["peak_memory"] > 10**7 for line in ends)
     assert "peak memory" in render(run)

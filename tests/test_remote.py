@@ -30,7 +30,6 @@ from rayd.data.streaming import batches
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.doctor import _directory
-from rayd.engine.progress import Progress
 from rayd.engine.status import status
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, OutputError, ResourceError, RunError
@@ -38,10 +37,8 @@ from rayd.export import export
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import Steps, break_off
+from tests.runs import NO_STUDENTS, QUIET
 from tuning import sweep
-
-QUIET = Progress(quiet=True)
-STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +216,7 @@ def test_what_stays_wrong_is_not_tried_again(memory, monkeypatch, error):
 
 
 def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
-    recipe = tiny(synthesis={"log_every": 1}, **STUDENT)
+    recipe = tiny(synthesis={"log_every": 1}, **NO_STUDENTS)
     undisturbed = distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET)
     expected = (undisturbed.directory / "distilled" / "data.safetensors").read_bytes()
     at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache")}
@@ -254,7 +251,7 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
 
 def test_connections_that_drop_now_and_then_cost_a_run_nothing(tmp_path, memory, monkeypatch):
     """Every third call of the storage fails, whatever it is."""
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     calls = itertools.count()
     expected = (
         distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
@@ -292,7 +289,7 @@ LOST = [
 def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(
     tmp_path, memory, monkeypatch, lost
 ):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     expected = (
         distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
         / "distilled"
@@ -326,16 +323,16 @@ def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(
 
 def test_overwriting_and_strangers(memory):
     at = {"out": Path("memory://bucket/run"), "progress": QUIET}
-    distill(tiny(**STUDENT), **at)
+    distill(tiny(**NO_STUDENTS), **at)
     forget_mirrors()
-    distill(tiny(ipc=2, **STUDENT), overwrite=True, **at)
+    distill(tiny(ipc=2, **NO_STUDENTS), overwrite=True, **at)
     forget_mirrors()
     assert len(load("memory://bucket/run")) == 20
     memory.pipe_file("/bucket/other/notes.txt", b"mine")
     with pytest.raises(
         OutputError, match=r"'memory://bucket/other' is not empty and holds no run of rayd"
     ):
-        distill(tiny(**STUDENT), Path("memory://bucket/other"), progress=QUIET)
+        distill(tiny(**NO_STUDENTS), Path("memory://bucket/other"), progress=QUIET)
 
 
 def test_data_at_a_url(memory, tmp_path):
@@ -392,7 +389,7 @@ def test_streamed_images_are_fetched_where_they_are_read(memory, tmp_path, layou
 
 
 def test_what_works_on_paths_only_says_so(memory, tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     for refused, work in (
         (
             "An export is written to a path",

@@ -20,19 +20,16 @@ from rayd.data import load as load_data
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
-from rayd.engine.progress import Progress
 from rayd.errors import RunError
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import break_off
+from tests.runs import NO_STUDENTS, QUIET
 
 server = pytest.importorskip(
     "moto.server", reason="needs an S3 server: pip install 'moto[server]' s3fs"
 )
 s3fs = pytest.importorskip("s3fs", reason="needs a client of S3: pip install s3fs")
-
-QUIET = Progress(quiet=True)
-STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     expected = (
         distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
         / "distilled"
@@ -99,7 +96,7 @@ def test_workers_work_on_s3(tmp_path, bucket):
         squeeze={"epochs": 1},
         labels={"kind": "stored"},
         **blocks,
-        **STUDENT,
+        **NO_STUDENTS,
     )
     there = {"out": tmp_path / "run", "cache": tmp_path / "other", "progress": QUIET}
     expected = (

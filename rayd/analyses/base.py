@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +26,7 @@ from rayd.engine.reading import normalized_as, read
 from rayd.errors import ArtifactError
 from rayd.evaluation.report import Report
 from rayd.names import expanded
-from rayd.pictures import as_png
+from rayd.pictures import as_png, data_url
 from rayd.training.fitting import fit
 
 if TYPE_CHECKING:
@@ -99,26 +98,19 @@ class Analysis:
             trim_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        source = "data:image/png;base64," + base64.b64encode(as_png(self.picture)).decode()
-        return environment.get_template("analysis.html.j2").render(analysis=self, source=source)
+        template = environment.get_template("analysis.html.j2")
+        return template.render(analysis=self, source=data_url(self.picture))
 
     def _repr_html_(self) -> str:
-        source = base64.b64encode(as_png(self.picture)).decode()
         # the title contains the name of a recipe, which may come from an untrusted card
-        image = f'<img alt="{escape(self.title)}" src="data:image/png;base64,{source}">'
+        image = f'<img alt="{escape(self.title)}" src="{data_url(self.picture)}">'
         return image + shown.preformatted("\n".join(self.lines))
 
     def plot(self) -> Figure:
         """The picture as a matplotlib `Figure`."""
-        from rayd.drawing import new_figure, styled
+        from rayd.drawing import image_figure
 
-        with styled():
-            figure = new_figure(*self.picture.size)
-            figure.set_layout_engine("none")
-            axes = figure.add_axes((0, 0, 1, 1))
-            axes.imshow(self.picture)
-            axes.set_axis_off()
-            return figure
+        return image_figure(self.picture)
 
     def write(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, ...]:
         """Write `<name>.png`, `<name>.html` and `<name>.json`.

@@ -254,9 +254,7 @@ def with_new_names(
     return dict(tree)
 
 
-def with_old_names(
-    tree: Mapping[str, Any], renamed: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Inverse of `with_new_names`: cache keys are hashes of settings under their original names.
 
     >>> with_old_names({"method": "csdm", "terms": {"characteristic_function": {"weight": 10}}})
@@ -264,14 +262,13 @@ def with_old_names(
 
     Args:
         tree: settings as a nested mapping, the method among them.
-        renamed: new names by old ones; absent: all of the method.
     """
     for key, values in RENAMED_VALUES.items():
         before = {new: old for old, new in values.items()}
         value = lookup(tree, key)
         if isinstance(value, str) and value in before:
             tree = merge(tree, nested({key: before[value]}))
-    names = renamed_of(tree.get("method")) if renamed is None else renamed
+    names = renamed_of(tree.get("method"))
     # the settings of a term before the term itself
     for old, new in reversed(list(names.items())):
         if _holds(tree, new):

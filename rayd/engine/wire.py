@@ -7,7 +7,9 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,14 +32,7 @@ def pack(value: Any) -> Any:
         if plain.dtype == torch.bfloat16:
             return Packed(plain.view(torch.int16).numpy(), True)
         return Packed(plain.numpy(), False)
-    # exact types, as subclasses may hold more than their items
-    if type(value) is dict:
-        return {key: pack(part) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(pack(part) for part in value)
-    if _named(value):
-        return type(value)(*map(pack, value))
-    return value
+    return _with_parts(value, pack)
 
 
 def unpack(value: Any) -> Any:
@@ -45,13 +40,7 @@ def unpack(value: Any) -> Any:
     if isinstance(value, Packed):
         tensor = torch.tensor(np.asarray(value.array))
         return tensor.view(torch.bfloat16) if value.bfloat16 else tensor
-    if type(value) is dict:
-        return {key: unpack(part) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(unpack(part) for part in value)
-    if _named(value):
-        return type(value)(*map(unpack, value))
-    return value
+    return _with_parts(value, unpack)
 
 
 def to_host(value: Any, copy: bool = False) -> Any:
@@ -64,13 +53,7 @@ def to_host(value: Any, copy: bool = False) -> Any:
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu()
         return plain.clone() if copy and plain.data_ptr() == value.data_ptr() else plain
-    if type(value) is dict:
-        return {key: to_host(part, copy) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(to_host(part, copy) for part in value)
-    if _named(value):
-        return type(value)(*(to_host(part, copy) for part in value))
-    return value
+    return _with_parts(value, partial(to_host, copy=copy))
 
 
 def size(value: Any) -> int:
@@ -91,6 +74,18 @@ def only_tensors(value: Any) -> bool:
     if type(value) is dict:
         return all(map(only_tensors, value.values()))
     return (type(value) in (tuple, list) or _named(value)) and all(map(only_tensors, value))
+
+
+def _with_parts(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change each part of a dict, list, tuple or named tuple; any other value is returned as it is."""
+    # exact types, as subclasses may hold more than their items
+    if type(value) is dict:
+        return {key: change(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(change, value))
+    if _named(value):
+        return type(value)(*map(change, value))
+    return value
 
 
 def _named(value: Any) -> bool:

@@ -71,14 +71,14 @@ def likeness(features: Tensor, bases: Tensor) -> Tensor:
     return (pairs * (1 + cosines(features)) / 2).sum() / pairs.sum().clamp(min=1)
 
 
-def class_contrast(features: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def class_contrast(features: Tensor, labels: Tensor) -> Tensor:
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020) of features (n, d) with class
     indices (n,), a scalar; images that are alone in their class do not count.
     """
     import torch
 
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    products = cosines(features) / temperature
+    products = cosines(features) / TEMPERATURE
     log_shares = products.masked_fill(itself, -torch.inf).log_softmax(1)
     positive = (labels[:, None] == labels) & ~itself
     counts = positive.sum(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 from rayd.artifacts import write_bytes
 from rayd.errors import OutputError
 from rayd.names import expanded
-from rayd.pictures import as_file
+from rayd.pictures import data_url
 from rayd.recipes.difference import shown
 
 MARK = b'<meta name="generator" content="rayd">'
@@ -48,10 +47,9 @@ class Picture:
             image = image.convert("RGB")
             image.thumbnail((LARGEST, LARGEST))
             format = "JPEG"
-        content = base64.b64encode(as_file(image, format)).decode()
         factor = max(1, WIDEST // longest)
         return cls(
-            source=f"data:image/{format.lower()};base64,{content}",
+            source=data_url(image, format),
             width=image.width * factor,
             height=image.height * factor,
             step=step,

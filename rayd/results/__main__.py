@@ -11,6 +11,7 @@ from rayd.evaluation.scores import label_robust_score
 from rayd.recipes import Headline, headlines, resolve
 from rayd.recipes.tables import TITLES, families
 from rayd.results import applications, entries, settings, studies
+from rayd.results.text import three_digits
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
@@ -139,7 +140,7 @@ def readme_table() -> str:
             continue
         published = headline.published
         printed = (
-            "" if published is None else f", printed {_number(published.value, published.std)}"
+            "" if published is None else f", printed {three_digits(published.value, published.std)}"
         )
         first, *others = _scores(headline, result)
         rows[name] = [[PAPERS[name] + printed, *first], *(["", *row] for row in others)]
@@ -187,7 +188,7 @@ def equal_terms() -> str:
 def _whole_set(name: str, result: MeasuredResult) -> str:
     """A sentence with the accuracy of the whole set, and its command."""
     given = " ".join(settings(result.command))
-    return f"The whole set reaches {_number(result.whole)} (`rayd distill {name} {given}`)."
+    return f"The whole set reaches {three_digits(result.whole)} (`rayd distill {name} {given}`)."
 
 
 def _equal(
@@ -221,13 +222,13 @@ def _equal(
     minutes = "" if seconds is None else f"{seconds / 60:.1f}"
     return accuracy, [
         method,
-        _number(own.accuracy, own.std) if brings_labels else "",
-        _number(own.random) if brings_labels else "",
-        _number(accuracy, std),
-        _number(random),
+        three_digits(own.accuracy, own.std) if brings_labels else "",
+        three_digits(own.random) if brings_labels else "",
+        three_digits(accuracy, std),
+        three_digits(random),
         _gap(ior),
         _gap(hlr),
-        _number(lrs),
+        three_digits(lrs),
         minutes,
     ]
 
@@ -329,10 +330,10 @@ def _cells(headline: Headline, result: MeasuredResult) -> Iterator[str]:
     yield _name(headline, result)
     yield str(headline.ipc)
     paper = headline.published
-    yield "" if paper is None else _number(paper.value, paper.std)
-    yield _number(result.accuracy, result.std)
-    yield _number(result.random)
-    yield _number(result.whole)
+    yield "" if paper is None else three_digits(paper.value, paper.std)
+    yield three_digits(result.accuracy, result.std)
+    yield three_digits(result.random)
+    yield three_digits(result.whole)
     yield _runs(result.seeds)
 
 
@@ -359,13 +360,13 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
     yield [
         _name(headline, result),
         "hard" if is_hard else "soft",
-        _number(result.accuracy, result.std),
-        _number(result.random),
-        _number(result.equal_storage),
-        _number(result.whole),
+        three_digits(result.accuracy, result.std),
+        three_digits(result.random),
+        three_digits(result.equal_storage),
+        three_digits(result.whole),
         _gap(improvement, result.ior_std),
         _gap(result.hlr, result.hlr_std),
-        _number(result.lrs),
+        three_digits(result.lrs),
     ]
     if result.hard_labels is not None:
         over_random = None
@@ -374,10 +375,10 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
         yield [
             "",
             "hard",
-            _number(result.hard_labels, result.hard_labels_std),
-            _number(result.random_hard_labels),
+            three_digits(result.hard_labels, result.hard_labels_std),
+            three_digits(result.random_hard_labels),
             "",
-            _number(result.whole_hard_labels),
+            three_digits(result.whole_hard_labels),
             _gap(over_random),
             "",
             "",
@@ -387,13 +388,6 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
 def _name(headline: Headline, result: MeasuredResult) -> str:
     """A recipe's name with the overrides of its command."""
     return f"`{' '.join([headline.name, *settings(result.command)])}`"
-
-
-def _number(value: float | None, std: float | None = None) -> str:
-    """A fraction with its standard deviation, if known."""
-    if value is None:
-        return ""
-    return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"
 
 
 def _gap(value: float | None, std: float | None = None) -> str:

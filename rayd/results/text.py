@@ -56,7 +56,7 @@ def _published(results: list[PaperResult]) -> Iterator[str]:
     networks = max((len(result.network or "") for result in results), default=0)
     for result in results:
         accuracy = result.metric == ACCURACY
-        number = _accuracy(result.value, result.std) if accuracy else f"{result.value:g}"
+        number = three_digits(result.value, result.std) if accuracy else f"{result.value:g}"
         metric = "" if accuracy else result.metric
         parts = (metric, result.table, result.setting, result.note)
         words = "; ".join(part for part in parts if part)
@@ -77,9 +77,11 @@ def _measured(result: MeasuredResult) -> str:
     if result.lrs is not None:
         beside.append(f"LRS {result.lrs:.3f}")
     words = "; ".join([*beside, result.seeds, result.command])
-    return f"{_accuracy(result.accuracy, result.std):<15}{words}"
+    return f"{three_digits(result.accuracy, result.std):<15}{words}"
 
 
-def _accuracy(value: float, std: float | None) -> str:
-    """A fraction with its standard deviation."""
+def three_digits(value: float | None, std: float | None = None) -> str:
+    """A number with its standard deviation, if known; empty if there is none."""
+    if value is None:
+        return ""
     return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"

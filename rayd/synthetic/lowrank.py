@@ -97,20 +97,18 @@ class LowRank(SyntheticSet):
             ConfigError: the sets have different numbers of images, or the shapes are inconsistent.
         """
         super().__init__()
-        if {left.ndim, right.ndim, bases.ndim} != {4}:
-            shapes = ", ".join(str(tuple(factor.shape)) for factor in (left, right, bases))
+        shapes = [tuple(factor.shape) for factor in (left, right, bases)]
+        fit = all(len(shape) == 4 for shape in shapes)
+        if fit:
+            sets, channels, _, rank = shapes[0]
+            expected = [(sets, channels, rank), (channels, rank, rank)]
+            fit = [shapes[1][:3], shapes[2][1:]] == expected
+        if not fit:
             raise ConfigError(
                 "Factors must be (k, C, H, r), (k, C, r, W) and (k m, C, r, r). "
-                f"Got {shapes} instead."
+                f"Got {', '.join(map(str, shapes))} instead."
             )
-        (sets, channels, _, rank) = left.shape
         count = len(bases)
-        if right.shape[:3] != (sets, channels, rank) or bases.shape[1:] != (channels, rank, rank):
-            shapes = ", ".join(str(tuple(factor.shape)) for factor in (left, right, bases))
-            raise ConfigError(
-                "Factors must be (k, C, H, r), (k, C, r, W) and (k m, C, r, r). "
-                f"Got {shapes} instead."
-            )
         if not count or count % sets or len(labels) != count:
             raise ConfigError(
                 "Mapper sets must have the same number of images each, and images a label each. "

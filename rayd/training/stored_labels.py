@@ -38,9 +38,6 @@ from rayd.training.sets import TrainingSet
 FORMAT = 1
 """Version of the format above; other versions are rejected."""
 
-LOGITS = "labels.images.logits"
-"""Name of the tensor of logits."""
-
 CHUNK_EPOCHS = 64
 """Maximum number of epochs of a chunk."""
 CHUNK_BYTES = 2**26

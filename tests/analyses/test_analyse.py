@@ -23,16 +23,15 @@ from rayd.config import SyntheticSettings
 from rayd.data import Standardization
 from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.errors import ArtifactError, ConfigError, OutputError
 from rayd.evaluation.report import Report
 from rayd.synthetic.lowrank import LowRank
 from tests.conftest import tiny
 from tests.evaluation.test_report import build, student
+from tests.runs import QUIET
 from tests.test_cli import run as command
 
-QUIET = Progress(quiet=True)
 SMALL = {"steps": 20, "images": 100}
 
 

@@ -15,13 +15,11 @@ from rayd.applications.continual import (
     learn,
     text,
 )
-from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.errors import ConfigError, OutputError
 from rayd.evaluation.student import train
 from tests.conftest import tiny
-
-QUIET = Progress(quiet=True)
+from tests.runs import QUIET
 
 
 def few():

@@ -4,7 +4,6 @@ digits.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ from rayd.engine.worker import Worker
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies
 from rayd.statistics.frequencies import median_distance
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
-from tests.engine.test_distill import bytes_of
+from tests.engine.test_decoupled import stages_of
 from tests.engine.test_measure import monkeypatched_shards, observed
-from tests.faults import break_off
+from tests.faults import break_off, check_resumes
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, log_of
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 TAIL = {"data": {"imbalance": 100}, "ipc": 4}
@@ -97,10 +96,6 @@ RECIPES = {
 SAMPLED = [which for which in RECIPES if "sampled" in which]
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("which", RECIPES)
 def test_a_run_goes_through_its_stages_and_lowers_its_loss(tmp_path, which):
     steps = {
@@ -119,7 +114,7 @@ def test_a_run_goes_through_its_stages_and_lowers_its_loss(tmp_path, which):
         + ["synthesize", "evaluate"]
     )
     assert stages_of(tmp_path / "run") == stages
-    logged = [line for line in lines_of(tmp_path / "run") if "loss" in line]
+    logged = [line for line in log_of(tmp_path / "run") if "loss" in line]
     assert sum(line["characteristic_function"] for line in logged[-3:]) < 0.95 * sum(
         line["characteristic_function"] for line in logged[:3]
     )
@@ -152,10 +147,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, which):
 @pytest.mark.parametrize("at", [2, 4])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, which, at):
     recipe = RECIPES[which](**NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", progress=QUIET)
-    break_off(recipe, tmp_path / "cut", at)
-    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+    check_resumes(recipe, tmp_path, at)
 
 
 def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
@@ -443,7 +435,7 @@ def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path
         progress=QUIET,
     )
     first, between = (
-        next(line for line in lines_of(tmp_path / run) if "loss" in line)
+        next(line for line in log_of(tmp_path / run) if "loss" in line)
         for run in ("run", "between")
     )
     assert first["characteristic_function"] == between["characteristic_function"]

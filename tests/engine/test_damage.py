@@ -17,16 +17,12 @@ from rayd.data import Whitening
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
-from rayd.engine.progress import Progress
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
 from tests.conftest import tiny
-from tests.engine.test_distill import bytes_of
 from tests.faults import Steps, break_off, every_step_logged
-
-QUIET = Progress(quiet=True)
-STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+from tests.runs import NO_STUDENTS, QUIET, bytes_of
 
 
 def arrays(path: Path, seed: int) -> None:
@@ -37,7 +33,7 @@ def arrays(path: Path, seed: int) -> None:
 
 
 def on_arrays(path: Path) -> Recipe:
-    return tiny(data={"name": str(path)}, **STUDENT)
+    return tiny(data={"name": str(path)}, **NO_STUDENTS)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -55,15 +51,15 @@ def test_data_that_changed_are_not_resumed_on(tmp_path, finished):
     "content", ['{"a', '{"inputs": {}, "result": {"accuracy": 1}}', '{"inputs": {}, "result": 3}']
 )
 def test_a_damaged_student_result_is_made_again(tmp_path, content):
-    first = distill(tiny(**STUDENT), tmp_path / "a", progress=QUIET)
+    first = distill(tiny(**NO_STUDENTS), tmp_path / "a", progress=QUIET)
     for record in (tmp_path / "cache" / "students").iterdir():
         record.write_text(content)
-    again = distill(tiny(**STUDENT), tmp_path / "b", progress=QUIET)
+    again = distill(tiny(**NO_STUDENTS), tmp_path / "b", progress=QUIET)
     assert again.report.results[0].test_accuracy == first.report.results[0].test_accuracy
 
 
 def test_when_every_checkpoint_is_damaged_the_run_starts_again(tmp_path):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "run", progress=QUIET)
     expected = (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run" / "distilled")
@@ -81,7 +77,7 @@ def changed(path: Path) -> None:
 
 
 def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, caplog):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "whole", progress=QUIET)
     break_off(recipe, tmp_path / "run", 11)
     older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
@@ -106,7 +102,7 @@ def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, 
 @pytest.mark.shared_synthesis
 @pytest.mark.parametrize("stage", ["measure", "synthesis"])
 def test_an_entry_of_the_cache_whose_bits_changed_is_made_again(tmp_path, caplog, stage):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "first", progress=QUIET)
     if stage == "measure":
         shutil.rmtree(tmp_path / "cache" / "synthesis")
@@ -125,7 +121,7 @@ def test_an_entry_of_the_cache_whose_bits_changed_is_made_again(tmp_path, caplog
 
 @pytest.mark.parametrize("name", ["data.safetensors", "card.json"])
 def test_a_damaged_result_is_made_again_once_it_is_moved_away(tmp_path, name):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "run", progress=QUIET)
     result = tmp_path / "run" / "distilled" / name
     expected = bytes_of(tmp_path / "run")
@@ -140,7 +136,7 @@ def test_a_damaged_result_is_made_again_once_it_is_moved_away(tmp_path, name):
 
 
 def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "run", progress=QUIET)
     metrics = tmp_path / "run" / "metrics.jsonl"
     before = metrics.read_text()
@@ -157,7 +153,7 @@ def test_a_strangers_directory_is_left_alone(tmp_path):
     (tmp_path / "other" / "checkpoints" / "w.bin").touch()
     for options in ({"overwrite": True}, {"resume": True}, {}):
         with pytest.raises(OutputError, match="holds no run of rayd"):
-            distill(tiny(**STUDENT), tmp_path / "other", progress=QUIET, **options)
+            distill(tiny(**NO_STUDENTS), tmp_path / "other", progress=QUIET, **options)
     assert (tmp_path / "other" / "checkpoints" / "w.bin").exists()
 
 
@@ -165,19 +161,19 @@ def test_a_run_that_was_killed_before_its_settings_were_written_can_begin(tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".config.yaml.0a1b2c3d.tmp").write_text("# A run of")
-    distill(tiny(**STUDENT), tmp_path / "run", resume=True, progress=QUIET)
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", resume=True, progress=QUIET)
     assert (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_a_relative_directory_is_the_callers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = distill(tiny(**STUDENT), Path("runs/here"), cache=Path("cache-here"), progress=QUIET)
+    run = distill(tiny(**NO_STUDENTS), Path("runs/here"), cache=Path("cache-here"), progress=QUIET)
     assert run.directory == tmp_path / "runs" / "here"
     assert (tmp_path / "cache-here" / "measure").is_dir()
 
 
 def test_an_evaluation_takes_settings_of_the_evaluation_only(tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     for wrong in ({"ipc": 5}, {"synthesis": {"steps": 3}}):
         with pytest.raises(
             ConfigError, match="takes settings of data, evaluation, labels, ranking, resources only"
@@ -186,7 +182,7 @@ def test_an_evaluation_takes_settings_of_the_evaluation_only(tmp_path):
 
 
 def test_a_card_of_an_older_version_can_be_evaluated(tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     run.distilled.card["config"]["synthesis"]["setting_of_old"] = 3
     assert evaluate_distilled(run.distilled, {}, None, None, QUIET).results
 
@@ -245,14 +241,16 @@ def test_a_path_under_a_file_is_not_writable(tmp_path):
     assert writable(tmp_path / "new" / "cache")
     with pytest.raises(OutputError, match=r"The cache '.*file/cache' cannot be written"):
         distill(
-            tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", progress=QUIET
+            tiny(**NO_STUDENTS), tmp_path / "run", cache=tmp_path / "file" / "cache", progress=QUIET
         )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_whitening_that_is_rounded_otherwise_is_that_of_the_set(tmp_path, monkeypatch):
     """Other machines and numbers of threads fit another matrix, in its last bits."""
-    run = distill(tiny(data={"normalization": "zca"}, **STUDENT), tmp_path / "run", progress=QUIET)
+    run = distill(
+        tiny(data={"normalization": "zca"}, **NO_STUDENTS), tmp_path / "run", progress=QUIET
+    )
     expected = run.report.results[0].test_accuracy
     fit = Whitening.fit.__func__
 
@@ -268,7 +266,7 @@ def test_a_whitening_that_is_rounded_otherwise_is_that_of_the_set(tmp_path, monk
 
 
 def test_a_finished_set_without_validation_images_is_distilled_again(tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     best = {"evaluation": {"epoch": "validation-best"}}
     fraction = {"data": {"validation_fraction": 0.1}}
     for overrides in (best, best | fraction):
@@ -276,7 +274,7 @@ def test_a_finished_set_without_validation_images_is_distilled_again(tmp_path):
             evaluate_distilled(run.distilled, overrides, None, None, QUIET)
     assert "distil again with data.validation_fraction=0.1" in str(refused.value)
     assert "evaluate with evaluation.epoch=last" in str(refused.value)
-    again = distill(tiny(**STUDENT, **fraction), tmp_path / "again", progress=QUIET)
+    again = distill(tiny(**NO_STUDENTS, **fraction), tmp_path / "again", progress=QUIET)
     (result,) = evaluate_distilled(again.distilled, best, None, None, QUIET).results
     assert result.epoch == "validation-best"
     last = {"evaluation": {"epoch": "last"}}

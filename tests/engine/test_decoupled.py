@@ -20,7 +20,6 @@ from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids
-from rayd.engine.progress import Progress
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
@@ -28,15 +27,13 @@ from rayd.engine.synthesizer import Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError
 from rayd.recipes import assemble
-from tests.engine.test_distill import bytes_of
-from tests.faults import InterruptionError, break_off, kill_one_in_each_stage
+from tests.faults import InterruptionError, check_resumes, kill_one_in_each_stage
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, log_of, losses_by_step, steps_of
 
-QUIET = Progress(quiet=True)
 SMALL = [
     {"name": "convnet", "depth": 1, "width": 6, "norm": "batch"},
     {"name": "convnet", "depth": 2, "width": 6, "norm": "batch"},
 ]
-NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 def edc(**overrides: object) -> Recipe:
@@ -69,8 +66,7 @@ def edc(**overrides: object) -> Recipe:
 
 
 def stages_of(directory: Path) -> list[str]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [line["stage"] for line in lines if line.get("finished")]
+    return [line["stage"] for line in log_of(directory) if line.get("finished")]
 
 
 def test_a_run_goes_through_every_stage(tmp_path):
@@ -97,12 +93,8 @@ def test_a_run_goes_through_every_stage(tmp_path):
         > 3 * 20 * 10 * 2
     )
     assert {result.set for result in run.report.results} == {"distilled", "random"}
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert {"loss", "cross_entropy", "moments", "flatness"} <= set(
-        next(line for line in lines if "loss" in line)
-    )
+    first = steps_of(tmp_path / "run")[0]
+    assert {"loss", "cross_entropy", "moments", "flatness"} <= first.keys()
 
 
 def test_a_second_run_squeezes_and_measures_nothing(tmp_path, monkeypatch):
@@ -142,22 +134,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, block):
 @pytest.mark.parametrize("at", [2, 3, 5])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, at, block):
     recipe = edc(synthesis={"block": block, "log_every": 1}, **NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", progress=QUIET)
-    break_off(recipe, tmp_path / "cut", at, block=0 if block is None else 1)
-    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-
-    def logged(run: str) -> list[tuple[int, float]]:
-        lines = [
-            json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
-        ]
-        return sorted(
-            (line["step"], line["loss"])
-            for line in lines
-            if line["stage"] == "synthesize" and "loss" in line
-        )
-
-    assert logged("whole") == logged("cut")
+    check_resumes(recipe, tmp_path, at, block=0 if block is None else 1)
+    assert losses_by_step(tmp_path / "whole") == losses_by_step(tmp_path / "cut")
 
 
 def test_checkpoints_hold_what_terms_remember(tmp_path):
@@ -519,11 +497,7 @@ def test_images_and_their_average_are_seen_through_one_view(tmp_path):
     distill(
         edc(synthesis={"steps": 1, "log_every": 1}, **NO_STUDENTS), tmp_path / "run", progress=QUIET
     )
-    (line,) = [
-        line
-        for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-        if "loss" in line
-    ]
+    (line,) = steps_of(tmp_path / "run")
     assert abs(line["flatness"]) < 1e-6
 
 
@@ -557,7 +531,4 @@ def test_keys_hold_the_content_of_weights_and_the_seed_of_crops(tmp_path):
 def test_flatness_of_statistics_runs_through_every_stage(tmp_path):
     recipe = edc(terms={"flatness": {"compare": "statistics", "patch": 2}}, **NO_STUDENTS)
     run = distill(recipe, tmp_path / "run", progress=QUIET)
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    values = [line["flatness"] for line in map(json.loads, lines) if "flatness" in line]
-    assert values
-    assert values[-1] > 0
+    assert steps_of(run.directory)[-1]["flatness"] > 0

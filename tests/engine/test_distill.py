@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +16,11 @@ from rayd.artifacts import read_tensors
 from rayd.engine import evaluate
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
-from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, OutputError, RunError
 from rayd.locks import locked
 from tests.conftest import tiny
-from tests.faults import InterruptionError, break_off, workers_of
-
-QUIET = Progress(quiet=True)
-NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
-
-
-def bytes_of(directory: Path) -> bytes:
-    return (directory / "distilled" / "data.safetensors").read_bytes()
+from tests.faults import InterruptionError, check_resumes, workers_of
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, log_of, steps_of
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -41,11 +33,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         "card.json",
         "grid.png",
     }
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    steps = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
-    assert steps == [4, 8, 12]
+    lines = log_of(tmp_path / "run")
+    assert [line["step"] for line in steps_of(tmp_path / "run")] == [4, 8, 12]
     assert lines[1].keys() == {"stage", "step", "seconds", "loss", "mean"}
     assert {line["stage"] for line in lines if line.get("finished")} == {
         "measure",
@@ -66,9 +55,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 def test_synthesis_lowers_the_loss(tmp_path):
     distill(tiny(synthesis={"steps": 60}, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = log_of(tmp_path / "run")
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
@@ -150,15 +137,8 @@ def test_students_do_not_depend_on_workers(tmp_path, monkeypatch):
 @pytest.mark.parametrize("at", [1, 5, 6, 11])
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, at):
     recipe = tiny(synthesis={"log_every": 1}, **NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", progress=QUIET)
-    break_off(recipe, tmp_path / "cut", at)
-    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-    lines = [
-        json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
-    ]
-    logged = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
-    assert logged == list(range(1, 13))
+    check_resumes(recipe, tmp_path, at)
+    assert [line["step"] for line in steps_of(tmp_path / "cut")] == list(range(1, 13))
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch):

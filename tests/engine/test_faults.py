@@ -16,13 +16,12 @@ from rayd.artifacts import read_json
 from rayd.config import Recipe
 from rayd.engine import worker
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.errors import RunError
 from rayd.training import stored_labels
 from tests.conftest import tiny
 from tests.faults import four_observers, made
+from tests.runs import QUIET, bytes_of
 
-QUIET = Progress(quiet=True)
 PAGE = 4096
 NO_ROOM = "Cannot write .*: No space left on device"
 
@@ -31,10 +30,6 @@ Disk = Callable[[int], Path]
 
 def recipe(**overrides: object) -> Recipe:
     return tiny(**{"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}, **overrides})
-
-
-def bytes_of(directory: Path) -> bytes:
-    return (directory / "distilled" / "data.safetensors").read_bytes()
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from rayd.engine.store import Store
 from rayd.errors import RunError
 from rayd.locks import is_locked
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, edc
+from tests.engine.test_decoupled import edc
+from tests.runs import NO_STUDENTS, QUIET
 
 DATA = load(DataSettings(name="digits"))
 

@@ -30,8 +30,9 @@ from rayd.engine.student_trainer import StudentTrainer
 from rayd.engine.worker import Worker
 from rayd.errors import OutOfMemoryError, RunError
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, edc
+from tests.engine.test_decoupled import edc
 from tests.engine.test_trajectory_matching import following
+from tests.runs import NO_STUDENTS, QUIET
 from tests.test_cli import run
 
 CUDA = (

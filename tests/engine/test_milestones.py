@@ -9,15 +9,13 @@ from rayd.callbacks import Callbacks
 from rayd.engine import checkpoint
 from rayd.engine.distill import distill
 from rayd.engine.milestones import Callback, Milestone, WarmStart
-from rayd.engine.progress import Progress
 from rayd.errors import DataError
 from tests.conftest import tiny
 from tests.engine.test_decoupled import edc
-from tests.engine.test_distill import bytes_of
 from tests.engine.test_sequential import cfm
 from tests.faults import Steps
+from tests.runs import QUIET, bytes_of
 
-QUIET = Progress(quiet=True)
 STUDENT = {"seeds": 1, "epochs": 1, "baselines": []}
 RECIPES = {
     "one block": lambda: tiny(evaluation=STUDENT),

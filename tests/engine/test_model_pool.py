@@ -4,7 +4,6 @@ whole runs.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,8 @@ from rayd.errors import ConfigError, RunError
 from rayd.objectives.hallucinations import adversary_loss, cosines
 from rayd.recipes import assemble
 from rayd.synthetic import initial
-from tests.engine.test_decoupled import QUIET
-from tests.engine.test_distill import bytes_of
-from tests.faults import break_off
+from tests.faults import check_resumes
+from tests.runs import QUIET, bytes_of, steps_of
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 METHODS = ["dc", "dsa", "frepo", "krr"]
@@ -66,8 +64,7 @@ def recipe(method: str, **overrides: object) -> Recipe:
 
 
 def losses_of(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["stage"] == "synthesize" and "loss" in line]
+    return [line["loss"] for line in steps_of(run)]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +96,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("at", [4, 7])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
-    distill(recipe(method), tmp_path / "whole", progress=QUIET)
-    break_off(recipe(method), tmp_path / "cut", at)
-    distill(recipe(method), tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+    check_resumes(recipe(method), tmp_path, at)
 
 
 def test_the_adversary_of_haba_computes_its_loss_in_float32_under_bfloat16(monkeypatch):

@@ -4,9 +4,6 @@ digits.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -31,9 +28,9 @@ from rayd.errors import ConfigError, RunError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
-from tests.engine.test_distill import bytes_of
-from tests.faults import break_off
+from tests.engine.test_decoupled import stages_of
+from tests.faults import check_resumes
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, log_of
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 
@@ -68,15 +65,11 @@ def iid(method: str = "iid-dm", **overrides: object) -> Recipe:
     return assemble(base, overrides)
 
 
-def lines_of(run: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_guides_are_squeezed_and_observers_measured(tmp_path):
     run = distill(iid(), tmp_path / "run", progress=QUIET)
     assert stages_of(tmp_path / "run") == ["squeeze", "measure", "synthesize", "evaluate"]
     assert [one["network"] for one in run.distilled.card["observers"]] == ["convnet-d2-w6"] * 2
-    logged = next(line for line in lines_of(tmp_path / "run") if "loss" in line)
+    logged = next(line for line in log_of(tmp_path / "run") if "loss" in line)
     parts = logged["mean"] + 0.05 * logged["centralization"] + 0.01 * logged["covariance"]
     assert logged["loss"] == pytest.approx(parts, rel=1e-5)
 
@@ -95,10 +88,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 @pytest.mark.parametrize("method", ["iid-dm", "iid-idm"])
 @pytest.mark.parametrize("at", [2, 4])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
-    distill(iid(method), tmp_path / "whole", progress=QUIET)
-    break_off(iid(method), tmp_path / "cut", at)
-    distill(iid(method), tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+    check_resumes(iid(method), tmp_path, at)
 
 
 def test_guides_change_what_is_learned_and_their_weight_counts(tmp_path):
@@ -124,7 +114,7 @@ def test_a_regulariser_on_another_method_uses_the_guides(tmp_path):
 def test_guides_may_be_measured_too(tmp_path):
     recipe = iid(terms={"centralization": {"centre": "real"}})
     distill(recipe, tmp_path / "run", progress=QUIET)
-    lines = lines_of(tmp_path / "run")
+    lines = log_of(tmp_path / "run")
     assert any("centralization" in line for line in lines)
     assert len(list((tmp_path / "cache" / "measure").iterdir())) == 3 * 2 + 2
 

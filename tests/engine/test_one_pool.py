@@ -13,7 +13,8 @@ from rayd.engine.job import Job
 from rayd.engine.pool import LocalPool, WorkerPool
 from rayd.engine.stages import score, squeeze
 from rayd.engine.store import Store
-from tests.engine.test_decoupled import QUIET, edc
+from tests.engine.test_decoupled import edc
+from tests.runs import QUIET
 
 ONE_WORKER = {"workers": 1, "threads": 1}
 

@@ -14,12 +14,9 @@ from rayd.data import Standardization
 from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.pixel_range import out_of_range
-from rayd.engine.progress import Progress
 from rayd.evaluation.report import Report
 from tests.conftest import tiny
-
-QUIET = Progress(quiet=True)
-NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+from tests.runs import NO_STUDENTS, QUIET
 
 
 def with_pixels(*values: float) -> Distilled:

@@ -11,14 +11,13 @@ from rayd.data import load
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
 from rayd.engine.plan import PROCESS, Plan, StagePlan, plan, worker_memory
-from rayd.engine.progress import Progress
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError
 from tests.conftest import tiny
 from tests.engine.test_streaming import recipe, root
+from tests.runs import QUIET
 
 __all__ = ["root"]
-QUIET = Progress(quiet=True)
 
 
 def resolved(name: str, *overrides: str):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,9 +11,9 @@ from rayd.engine.distill import distill
 from rayd.engine.plan import plan
 from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL
-from tests.engine.test_distill import bytes_of
-from tests.faults import break_off
+from tests.engine.test_decoupled import SMALL
+from tests.faults import break_off, check_resumes
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, losses_by_step
 
 
 def cfm(**overrides: object) -> Recipe:
@@ -97,11 +94,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("at", [0, 2])
 def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, at, block):
     recipe = cfm(synthesis={"log_every": 1}, **NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", progress=QUIET)
-    break_off(recipe, tmp_path / "cut", at, block)
-    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-    assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")
+    check_resumes(recipe, tmp_path, at, block)
+    assert losses_by_step(tmp_path / "whole") == losses_by_step(tmp_path / "cut")
 
 
 def test_a_checkpoint_of_the_version_before_gives_its_memory_to_the_renamed_term(tmp_path):
@@ -117,15 +111,6 @@ def test_a_checkpoint_of_the_version_before_gives_its_memory_to_the_renamed_term
     assert renamed > 0
     distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-
-
-def steps_of(run: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sorted(
-        (line["step"], line["loss"])
-        for line in lines
-        if line["stage"] == "synthesize" and "loss" in line
-    )
 
 
 def test_what_is_planned_says_that_blocks_follow_one_another(tmp_path):

@@ -20,8 +20,8 @@ from rayd.errors import ArtifactError
 from rayd.layer_spectra import HEADING, HEIGHT, WIDTH
 from rayd.objectives.filters import Ridge
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET
 from tests.engine.test_sequential import cfm
+from tests.runs import NO_STUDENTS, QUIET
 from tests.test_cli import run
 
 

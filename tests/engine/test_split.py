@@ -13,15 +13,14 @@ from rayd import methods
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.batch_parts import summary
 from rayd.recipes import assemble, resolve
 from tests.conftest import tiny
+from tests.runs import QUIET
 from tests.slow_worker import SlowWorker, shares
 
-QUIET = Progress(quiet=True)
 FEW = {"seeds": 1, "epochs": 1, "baselines": []}
 NETWORK = {"name": "convnet", "width": 8, "depth": 2}
 

@@ -16,15 +16,13 @@ import pytest
 from rayd.engine import status as statuses
 from rayd.engine.distill import distill
 from rayd.engine.pool import LocalPool, WorkerInfo
-from rayd.engine.progress import Progress, StageProgress
+from rayd.engine.progress import StageProgress
 from rayd.engine.status import Status, StatusFile, status
 from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.locks import is_locked, locked
 from tests.conftest import tiny
 from tests.faults import stopping
-
-QUIET = Progress(quiet=True)
-NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+from tests.runs import NO_STUDENTS, QUIET
 
 
 def test_a_finished_run(tmp_path):

@@ -25,10 +25,8 @@ from rayd.recipes import assemble
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.engine.test_decoupled import edc
-from tests.engine.test_distill import bytes_of
 from tests.faults import stopping
-
-QUIET = Progress(quiet=True)
+from tests.runs import QUIET, bytes_of
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from rayd.engine import evaluate
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
 from rayd.engine.plan import plan
-from rayd.engine.progress import Progress
 from rayd.engine.stages.student_tasks import TrainingSets, tasks
 from rayd.engine.stages.students import students_at_a_time
 from rayd.engine.store import Store
@@ -24,8 +23,8 @@ from rayd.errors import ResourceError
 from rayd.training import training_run
 from tests.conftest import tiny
 from tests.engine.test_decoupled import edc
+from tests.runs import QUIET
 
-QUIET = Progress(quiet=True)
 PLAIN = {"name": "convnet", "depth": 1, "width": 6, "norm": "none"}
 
 

@@ -20,13 +20,11 @@ from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.milestones import Callback, Milestone
 from rayd.engine.on_ray import neighbours
 from rayd.engine.on_ray.pool import RayPool
-from rayd.engine.progress import Progress
 from rayd.recipes import resolve
 from tests.conftest import tiny
 from tests.faults import workers_of
+from tests.runs import QUIET
 from tests.slow_worker import SlowWorker, shares
-
-QUIET = Progress(quiet=True)
 
 
 def one_observer(**resources: Any) -> Recipe:

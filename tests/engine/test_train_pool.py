@@ -24,7 +24,8 @@ from rayd.errors import DataError, ResourceError
 from rayd.training import training_run
 from rayd.training.parallelism import Parallelism
 from tests.conftest import Recorded
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL, edc, stages_of
+from tests.engine.test_decoupled import SMALL, edc, stages_of
+from tests.runs import NO_STUDENTS, QUIET
 
 PLAIN = {"name": "convnet", "depth": 1, "width": 6, "norm": "none"}
 HALVES = {"cpus_per_worker": 0.5, "threads": 1}

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,9 +27,9 @@ from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError, RunError
 from rayd.recipes import assemble
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
-from tests.engine.test_distill import bytes_of
-from tests.faults import break_off, kill_one_in_each_stage
+from tests.engine.test_decoupled import stages_of
+from tests.faults import break_off, check_resumes, kill_one_in_each_stage
+from tests.runs import NO_STUDENTS, QUIET, bytes_of, steps_of
 
 NETWORK = {"name": "mlp", "width": 16}
 METHODS = ("mtt", "tesla", "datm", "ls-mtt", "haba")
@@ -88,16 +87,11 @@ def following(method: str = "mtt", **overrides: object) -> Recipe:
     return assemble(base, overrides)
 
 
-def lines_of(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["stage"] == "synthesize" and "step" in line]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_goes_through_every_stage(tmp_path, method):
     run = distill(following(method), tmp_path / "run", progress=QUIET)
     assert stages_of(tmp_path / "run") == ["experts", "synthesize", "evaluate"]
-    lines = lines_of(tmp_path / "run")
+    lines = steps_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all({"loss", "step_size", "skipped"} <= line.keys() for line in lines)
     card = json.loads((tmp_path / "run" / "distilled" / "card.json").read_text())
@@ -163,12 +157,9 @@ def test_a_worker_that_is_killed_while_experts_train_changes_nothing(tmp_path):
 @pytest.mark.parametrize("at", [2, 4])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
     recipe = following(method, synthesis={"log_every": 1}, **NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", progress=QUIET)
-    break_off(recipe, tmp_path / "cut", at)
-    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-    assert [line["loss"] for line in lines_of(tmp_path / "whole")] == [
-        line["loss"] for line in lines_of(tmp_path / "cut")
+    check_resumes(recipe, tmp_path, at)
+    assert [line["loss"] for line in steps_of(tmp_path / "whole")] == [
+        line["loss"] for line in steps_of(tmp_path / "cut")
     ]
 
 
@@ -184,7 +175,7 @@ def test_matching_teaches(tmp_path):
     moved = distill(following(**learned), tmp_path / "moved", progress=QUIET)
     stayed = distill(following(**merge(learned, still)), tmp_path / "stayed", progress=QUIET)
     losses = [
-        [line["loss"] for line in lines_of(tmp_path / run)][-30:] for run in ("moved", "stayed")
+        [line["loss"] for line in steps_of(tmp_path / run)][-30:] for run in ("moved", "stayed")
     ]
     assert sum(losses[0]) < 0.95 * sum(losses[1])
     assert moved.report.results[0].test_accuracy.mean > stayed.report.results[0].test_accuracy.mean
@@ -238,7 +229,7 @@ class TestDivergence:
             objective={"loss_limit": 0.97}, synthesis={"log_every": 1, "steps": 10}, **NO_STUDENTS
         )
         distill(recipe, tmp_path / "run", progress=QUIET)
-        lines = lines_of(tmp_path / "run")
+        lines = steps_of(tmp_path / "run")
         skipped = [line["skipped"] for line in lines]
         assert skipped == sorted(skipped)
         assert 0 < skipped[-1] < 20
@@ -252,7 +243,7 @@ class TestDivergence:
         recipe = following(objective={"loss_limit": 1e-6}, **NO_STUDENTS)
         run = distill(recipe, tmp_path / "run", progress=QUIET)
         assert run.distilled.card["step_size"] == pytest.approx(0.05)
-        assert [line["skipped"] for line in lines_of(tmp_path / "run")] == [4, 8, 12]
+        assert [line["skipped"] for line in steps_of(tmp_path / "run")] == [4, 8, 12]
         assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
     def test_too_many_in_a_row_end_the_run_and_leave_the_checkpoint(self, tmp_path):
@@ -281,8 +272,8 @@ class TestDivergence:
         distill(recipe, tmp_path / "whole", progress=QUIET)
         break_off(recipe, tmp_path / "cut", 8)
         distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
-        assert [line["skipped"] for line in lines_of(tmp_path / "whole")] == [
-            line["skipped"] for line in lines_of(tmp_path / "cut")
+        assert [line["skipped"] for line in steps_of(tmp_path / "whole")] == [
+            line["skipped"] for line in steps_of(tmp_path / "cut")
         ]
 
 
@@ -301,7 +292,7 @@ class TestLowRank:
     def test_any_method_learns_them(self, tmp_path):
         recipe = tiny(synthetic={"kind": "lowrank", "rank": 3}, ipc=2, **NO_STUDENTS)
         distill(recipe, tmp_path / "run", progress=QUIET)
-        losses = [line["loss"] for line in lines_of(tmp_path / "run")]
+        losses = [line["loss"] for line in steps_of(tmp_path / "run")]
         assert losses[-1] < losses[0]
         numbers = load(tmp_path / "run").card["storage"]["numbers"]
         assert set(numbers) == {"left", "right", "bases"}
@@ -447,5 +438,5 @@ def test_terms_may_stand_beside_students(tmp_path):
     assert stages_of(tmp_path / "run")[:2] == ["squeeze", "experts"]
     assert all(
         {"loss", "centralization", "step_size"} <= line.keys()
-        for line in lines_of(tmp_path / "run")
+        for line in steps_of(tmp_path / "run")
     )

@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.engine.work_queue import lock_all, run_once
 from rayd.errors import RunError
 from tests.conftest import tiny
-from tests.engine.test_distill import bytes_of
 from tests.faults import stopping
-
-QUIET = Progress(quiet=True)
+from tests.runs import QUIET, bytes_of
 
 
 def test_a_claim_is_one_holders_and_leaves_nothing_behind(tmp_path):

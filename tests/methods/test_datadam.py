@@ -15,6 +15,7 @@ from rayd.objectives import Context
 from rayd.recipes import assemble
 from rayd.statistics import Attention, Normalized
 from tests.conftest import tiny
+from tests.runs import steps_of
 
 SHAPE = ImageShape(3, 16, 16)
 CLASSES = 3
@@ -141,12 +142,6 @@ def test_run_lowers_the_loss(tmp_path):
     run = distill(
         tiny(method="datadam", **changes), tmp_path / "run", progress=Progress(quiet=True)
     )
-    lines = [
-        line
-        for line in (run.directory / "metrics.jsonl").read_text().splitlines()
-        if "attention" in line
-    ]
-    import json
-
-    losses = [json.loads(line)["loss"] for line in lines]
+    lines = steps_of(run.directory)
+    losses = [line["loss"] for line in lines if "attention" in line]
     assert losses[-1] < losses[0]

@@ -16,7 +16,6 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalRef
-from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
 from rayd.networks import FeatureExtractor, LayerRole
 from rayd.objectives import Context, NormalizationMatching
@@ -24,9 +23,9 @@ from rayd.recipes import assemble
 from tests.conftest import tiny
 from tests.engine.test_observer import question
 from tests.faults import break_off
+from tests.runs import QUIET
 
 NETWORK = {"name": "convnet", "depth": 2, "width": 6, "norm": "batch"}
-QUIET = Progress(quiet=True)
 
 
 def dwa(**overrides: object) -> Recipe:

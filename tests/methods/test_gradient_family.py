@@ -1,7 +1,6 @@
 """DCC, IDC and CAFE: losses against loops in float64, what they declare, and runs on digits."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from rayd.objectives import Batch, Context, GradientMatching
 from rayd.objectives.discrimination import Discrimination, LayerMeanMatching
 from rayd.recipes import assemble
 from tests.conftest import tiny
+from tests.runs import steps_of
 
 SHAPE = ImageShape(2, 8, 8)
 CLASSES = 3
@@ -211,6 +211,5 @@ def test_run_lowers_the_loss(tmp_path, name, rate):
         evaluation={"baselines": [], "epochs": 1, "seeds": 1},
     )
     run = distill(recipe, tmp_path / "run", progress=Progress(quiet=True))
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    losses = [line["loss"] for line in steps_of(run.directory)]
     assert losses[-1] < losses[0]

@@ -1,19 +1,15 @@
 """HaBa: what it declares, what its adversary learns, and runs on digits."""
 
-import json
-
 import pytest
 import torch
 
 from rayd import methods
 from rayd.engine.distill import distill
-from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
 from rayd.recipes import assemble, resolve
 from tests.conftest import tiny
 from tests.engine.test_trajectory_matching import following
-
-QUIET = Progress(quiet=True)
+from tests.runs import QUIET, steps_of
 
 
 def test_declarations():
@@ -45,13 +41,6 @@ def test_recipes_are_the_released_commands(cell, steps, most):
     assert batches * recipe.evaluation.epochs == 1000 * -(-10 * recipe.ipc // 256)
 
 
-def lines_of(run):
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    return [
-        line for line in map(json.loads, lines) if line["stage"] == "synthesize" and "step" in line
-    ]
-
-
 def test_hallucinators_are_held_apart_and_the_adversary_learns(tmp_path):
     """With the term alone (no students' pull) images of one basis come apart."""
     losses = {}
@@ -63,7 +52,7 @@ def test_hallucinators_are_held_apart_and_the_adversary_learns(tmp_path):
             evaluation={"epochs": 1},
         )
         run = distill(recipe, tmp_path / str(weight), progress=QUIET)
-        losses[weight] = [line["hallucinator_contrast"] for line in lines_of(run)]
+        losses[weight] = [line["hallucinator_contrast"] for line in steps_of(run.directory)]
     assert losses[1000.0][-1] < losses[1000.0][0]
     assert losses[1000.0][-1] < losses[0.001][-1]
 

@@ -1,7 +1,5 @@
 """KIP: what it declares, and runs on digits."""
 
-import json
-
 import pytest
 
 from rayd import methods
@@ -9,6 +7,7 @@ from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.recipes import assemble
 from tests.conftest import tiny
+from tests.runs import steps_of
 
 
 def test_declarations():
@@ -35,7 +34,6 @@ def test_run_lowers_the_loss(tmp_path, labels):
         evaluation={"baselines": [], "epochs": 1, "seeds": 1},
     )
     run = distill(recipe, tmp_path / "run", progress=Progress(quiet=True))
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    losses = [line["loss"] for line in steps_of(run.directory)]
     assert losses[-1] < 0.8 * losses[0]
     assert run.distilled.labels.is_floating_point() == (labels == "classes")

@@ -29,6 +29,7 @@ from rayd.statistics import (
     Frequencies,
     Moments,
 )
+from tests.draws import normal, seeded
 
 KERNELS = [
     Frequencies("gaussian", 1.5, 64),
@@ -41,14 +42,6 @@ BY_KERNEL = pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.kerne
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
 DIMENSION = 4
 CLASSES = 3
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def phi(
@@ -83,7 +76,7 @@ SAMPLES = normal(7, DIMENSION), 0.6 + 1.3 * normal(5, DIMENSION, seed=1)
 
 @BY_KERNEL
 def test_at_fixed_frequencies_it_is_the_discrepancy_with_their_kernel(spec):
-    frequencies = spec.draw(DIMENSION, generator())
+    frequencies = spec.draw(DIMENSION, seeded())
     x, y = SAMPLES
     expected = squared_discrepancy(
         x, y, lambda difference: (difference @ frequencies.T).cos().mean(-1)
@@ -101,10 +94,10 @@ def test_with_many_frequencies_it_meets_the_closed_form(spec):
     many = Frequencies(spec.kernel, spec.scale, number)
     expected = squared_discrepancy(*SAMPLES, spec.closed_form)
     bound = 4 * math.sqrt(math.log(2 / 1e-6) / (2 * number))
-    error = float(distance(*SAMPLES, many.draw(DIMENSION, generator())) - expected)
+    error = float(distance(*SAMPLES, many.draw(DIMENSION, seeded())) - expected)
     assert abs(error) <= bound
     gaps = characteristic_function_gaps(
-        *(phi(x, many.draw(DIMENSION, generator())) for x in SAMPLES), halves()
+        *(phi(x, many.draw(DIMENSION, seeded())) for x in SAMPLES), halves()
     )
     assert 0 <= float(gaps.min()) <= float(gaps.max()) <= 4
     # and the bound is generous: the error is a few standard errors of these very contributions
@@ -116,7 +109,7 @@ def test_with_many_frequencies_it_meets_the_closed_form(spec):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_samples_give_zero(spec, root, dtype):
     features = SAMPLES[0].to(dtype)
-    frequencies = spec.draw(DIMENSION, generator()).to(dtype)
+    frequencies = spec.draw(DIMENSION, seeded()).to(dtype)
     real = phi(features, frequencies)
     leaf = features.clone().requires_grad_()
     for share in (0.0, 0.3, 1.0):
@@ -134,7 +127,7 @@ def test_equal_samples_give_zero(spec, root, dtype):
 
 @BY_KERNEL
 def test_amplitude_and_phase_are_the_squared_difference(spec):
-    frequencies = spec.draw(DIMENSION, generator())
+    frequencies = spec.draw(DIMENSION, seeded())
     real, synthetic = (phi(x, frequencies, LABELS[: len(x)], CLASSES) for x in SAMPLES)
     amplitudes = amplitude_part(real, synthetic)
     phases = phase_part(real, synthetic)
@@ -221,7 +214,7 @@ def test_a_sample_whose_waves_cancel_has_gradients():
 @pytest.mark.parametrize("root", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_gradcheck(spec, root, share):
-    frequencies = spec.draw(DIMENSION, generator())[:9]
+    frequencies = spec.draw(DIMENSION, seeded())[:9]
     real = phi(SAMPLES[0], frequencies)
     leaf = SAMPLES[1].clone().requires_grad_()
     assert torch.autograd.gradcheck(
@@ -238,7 +231,7 @@ def test_long_lengths_recover_the_difference_of_means():
     """
     x, y = SAMPLES
     gap = x.mean(0) - y.mean(0)
-    unit = Frequencies(number=200_000).draw(DIMENSION, generator())
+    unit = Frequencies(number=200_000).draw(DIMENSION, seeded())
     for length, tolerance in ((1e2, 1e-2), (1e4, 1e-5)):
         found = length**2 * distance(x, y, unit[:50] / length)
         assert float(found) == pytest.approx(
@@ -255,7 +248,7 @@ def test_long_lengths_recover_the_difference_of_means():
 
 
 def test_the_square_root_is_inside_the_mean():
-    frequencies = KERNELS[0].draw(DIMENSION, generator())
+    frequencies = KERNELS[0].draw(DIMENSION, seeded())
     real, synthetic = (phi(x, frequencies) for x in SAMPLES)
     gaps = characteristic_function_gaps(real, synthetic, halves(), factor=1.0, root=True)
     size = torch.complex(real.real - synthetic.real, real.imaginary - synthetic.imaginary).abs()
@@ -275,7 +268,7 @@ def look(features: Tensor) -> Observation:
 
 
 def measured(need: StatisticSpec, features: Tensor, labels: Tensor, classes: int = CLASSES) -> Any:
-    statistics = need.empty(classes, [(DIMENSION,)], generator())
+    statistics = need.empty(classes, [(DIMENSION,)], seeded())
     need.update(statistics, look(features), labels)
     return {need: statistics}
 
@@ -383,7 +376,7 @@ def test_the_linear_kernel_is_distribution_matching(root):
 
 def test_the_linear_kernel_is_the_limit_of_long_lengths_for_every_weight():
     weights = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
-    frequencies = Frequencies(scale=1e4, number=200_000).draw(DIMENSION, generator())
+    frequencies = Frequencies(scale=1e4, number=200_000).draw(DIMENSION, seeded())
     waves = [phi(REAL, frequencies, LABELS, 3), phi(OURS, frequencies, OUR_LABELS, 3)]
     moments = [Moments.of(x.unsqueeze(1), y, 3) for x, y in ((REAL, LABELS), (OURS, OUR_LABELS))]
     limit = 1e8 * characteristic_function_gaps(*waves, weights).mean(1)
@@ -407,7 +400,7 @@ def test_layers_add_up():
         normal(9, *shape, seed=place) for place, shape in enumerate(((1, 2, 2), (2, 3, 1)))
     )
     seen = Observation(maps[0], {LayerRole.CONV_INPUTS: maps}, maps[0])
-    real = need.empty(3, [(1, 2, 2), (2, 3, 1)], generator())
+    real = need.empty(3, [(1, 2, 2), (2, 3, 1)], seeded())
     need.update(
         real,
         Observation(maps[0], {LayerRole.CONV_INPUTS: tuple(layer + 1 for layer in maps)}, maps[0]),
@@ -467,7 +460,7 @@ def test_descent_finds_the_distribution_not_only_its_mean(spec):
     labels = torch.zeros(600, dtype=torch.long)
     zeros = torch.zeros(8, dtype=torch.long)
     need = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(spec))
-    statistics = need.empty(1, [(1,)], generator())
+    statistics = need.empty(1, [(1,)], seeded())
     need.update(statistics, look(real), labels)
     features = (0.3 * normal(8, 1, seed=2)).requires_grad_()
     optimizer = torch.optim.Adam([features], lr=0.05)

@@ -15,6 +15,7 @@ from rayd.networks import LayerRole, Observation
 from rayd.objectives import CharacteristicFunctionDistance, Context, StatisticSpec
 from rayd.objectives.frequency_network import FrequencyAdversary, FrequencyNetwork, State, ascend
 from rayd.statistics import AtFrequencies, CharacteristicFunction, Flat, Frequencies, Moments
+from tests.draws import seeded
 
 NUMBER = 40
 DIMENSION = 6
@@ -22,20 +23,16 @@ FREQUENCIES = Frequencies(number=NUMBER).draw(DIMENSION, torch.Generator().manua
 GAPS = FREQUENCIES[:, 0].square() + 0.01
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def network(seed: int = 0, **options: float) -> FrequencyNetwork:
     built = FrequencyNetwork(DIMENSION, **options)
-    built.draw(generator(seed))
+    built.draw(seeded(seed))
     return built
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "laplace", "isotropic-laplace"])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_weights_are_a_distribution_that_spares_no_frequency(kernel, scale):
-    frequencies = Frequencies(kernel, scale, NUMBER).draw(DIMENSION, generator()).float()
+    frequencies = Frequencies(kernel, scale, NUMBER).draw(DIMENSION, seeded()).float()
     weights = network(spread=1.5)(frequencies).detach()
     assert weights.shape == (NUMBER,)
     assert float(weights.sum()) == pytest.approx(1)
@@ -93,7 +90,7 @@ def steps(
     weights = torch.empty(0)
     for _ in range(count):
         weights, memory = (adversary or FrequencyAdversary()).step(
-            FREQUENCIES, GAPS, memory, generator
+            FREQUENCIES, GAPS, memory, seeded
         )
     return weights, memory
 
@@ -131,7 +128,7 @@ def test_without_gradient_mode_it_climbs_all_the_same():
 
 
 def test_no_gap_moves_nothing_to_infinity():
-    weights, _ = FrequencyAdversary().step(FREQUENCIES, torch.zeros(NUMBER), {}, generator)
+    weights, _ = FrequencyAdversary().step(FREQUENCIES, torch.zeros(NUMBER), {}, seeded)
     assert torch.isfinite(weights).all()
 
 
@@ -150,12 +147,12 @@ def look(features: Tensor) -> Observation:
 
 def sides() -> tuple[dict[StatisticSpec, tuple[CharacteristicFunction, ...]], Tensor, Tensor]:
     labels = torch.arange(30) % 3
-    statistics = NEED.empty(3, [(DIMENSION,)], generator())
-    NEED.update(statistics, look(torch.randn(30, DIMENSION, generator=generator(2))), labels)
+    statistics = NEED.empty(3, [(DIMENSION,)], seeded())
+    NEED.update(statistics, look(torch.randn(30, DIMENSION, generator=seeded(2))), labels)
     real = tuple(statistic.to(dtype=torch.float32) for statistic in statistics)
     return (
         {NEED: real},
-        torch.randn(6, DIMENSION, generator=generator(3)) + 0.5,
+        torch.randn(6, DIMENSION, generator=seeded(3)) + 0.5,
         torch.arange(6) % 3,
     )
 
@@ -164,7 +161,7 @@ def test_the_term_weighs_frequencies_by_a_network_that_climbs():
     real, ours, labels = sides()
     against = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
     alike = CharacteristicFunctionDistance(NEED)
-    context = Context(generator=lambda _: generator())
+    context = Context(generator=lambda _: seeded())
     values = [float(against(real, look(ours), labels, context)) for _ in range(60)]
     assert values[-1] > 1.2 * values[0]
     assert values[-1] > 1.2 * float(alike(real, look(ours), labels, Context()))
@@ -173,7 +170,7 @@ def test_the_term_weighs_frequencies_by_a_network_that_climbs():
     kept: State = {}
     repeated = []
     for _ in range(60):
-        once = Context(generator=lambda _: generator(), memory=dict(kept))
+        once = Context(generator=lambda _: seeded(), memory=dict(kept))
         repeated.append(float(against(real, look(ours), labels, once)))
         kept = dict(once.memory)
     assert repeated == values
@@ -183,7 +180,7 @@ def test_the_synthesis_does_not_see_through_the_weights():
     """Its gradient is that of the weighted sum with weights as they are."""
     real, ours, labels = sides()
     leaf = ours.requires_grad_()
-    context = Context(generator=lambda _: generator())
+    context = Context(generator=lambda _: seeded())
     (gradient,) = torch.autograd.grad(
         CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())(
             real, look(leaf), labels, context
@@ -213,10 +210,10 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
     features = ours.repeat(5, 1).requires_grad_()
     labels = labels.repeat(5)
     with torch.no_grad():
-        features += 0.1 * torch.randn(features.shape, generator=generator(4))
+        features += 0.1 * torch.randn(features.shape, generator=seeded(4))
     optimizer = torch.optim.Adam([features], 0.05)
     term = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())
-    context = Context(generator=lambda _: generator())
+    context = Context(generator=lambda _: seeded())
     values = []
     for _ in range(200):
         optimizer.zero_grad()

@@ -13,14 +13,10 @@ from rayd.networks import Observation
 from rayd.objectives import Context, HallucinatorContrast
 from rayd.objectives.hallucinations import adversary_loss, class_contrast, likeness
 from tests.conftest import tiny
+from tests.draws import normal
 
 BASES = torch.tensor([0, 0, 0, 1, 1, 2])
 LABELS = torch.tensor([0, 0, 0, 1, 1, 0])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

@@ -1,6 +1,5 @@
 """Maximum mean discrepancy against loops over pairs, its link to spectral distances, and a run."""
 
-import json
 import math
 
 import pytest
@@ -19,6 +18,8 @@ from rayd.objectives.terms import Batch
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies
 from tests.conftest import tiny
+from tests.draws import normal
+from tests.runs import steps_of
 
 SHAPE = (1, 8, 8)
 FORMS = {
@@ -31,11 +32,6 @@ FORMS = {
     "rational-quadratic": lambda d: 1 / (1 + float(d.square().sum()) / 2),
 }
 """Kernels of length 1 at a difference of two vectors, with the default exponents."""
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
 
 
 def by_pairs(name: str, length: float, real: Tensor, synthetic: Tensor) -> float:
@@ -130,6 +126,6 @@ def test_run_lowers_the_loss(tmp_path):
         evaluation={"baselines": []},
     )
     run = distill(recipe, tmp_path / "run", progress=Progress(quiet=True))
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines if "kernel_discrepancy" in line]
+    lines = steps_of(run.directory)
+    losses = [line["loss"] for line in lines if "kernel_discrepancy" in line]
     assert losses[-1] < losses[0]

@@ -24,11 +24,7 @@ from rayd.objectives.neural_kernels import (
 )
 from rayd.objectives.ridge import centred_targets
 from tests.conftest import tiny
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draws, dtype=torch.float64)
+from tests.draws import normal
 
 
 def of_relu(p: float, k: float, q: float) -> tuple[float, float]:

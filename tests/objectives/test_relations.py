@@ -21,16 +21,13 @@ from rayd.objectives import (
 )
 from rayd.objectives.relations import dispersion
 from rayd.statistics import Channels, Flat, LocalCovariance, Moments
+from tests.draws import normal
 
 CLASSES = 3
 LABELS = torch.tensor([0, 2, 0, 2, 2, 0])
 """Class 1 has no image."""
 FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 COVARIANCE = StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def seen(features: Tensor | None = None, maps: Tensor | None = None) -> Observation:

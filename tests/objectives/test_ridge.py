@@ -18,10 +18,7 @@ from rayd.objectives.ridge import (
     regression_targets,
     ridge_of,
 )
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.draws import normal
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(4, 7), (7, 4), (5, 5)])

@@ -46,13 +46,10 @@ from rayd.statistics import (
     Transform,
 )
 from rayd.statistics.frequencies import median_distance
+from tests.draws import normal
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 2])
 FLAT = Flat()
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def seen(logits: Tensor, images: Tensor | None = None) -> Observation:

@@ -21,6 +21,7 @@ from rayd.data.augmentation import augmentation
 from rayd.networks import build
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import InnerStep, Segment, inner_steps, trajectory_loss, useful
+from tests.draws import seeded
 
 CLASSES = 3
 COUNT = 7
@@ -30,10 +31,6 @@ OPERATIONS = tuple(DSA.split("_"))
 STEP_SIZE = 0.3
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def network() -> nn.Module:
     return build(NetworkSettings(name="convnet", depth=2, width=3), SHAPE, CLASSES, seed=0).double()
 
@@ -41,13 +38,13 @@ def network() -> nn.Module:
 def segment_of(student: FlatNetwork, seed: int = 1) -> Segment:
     start = student.vector()
     return Segment(
-        start, start + 0.1 * torch.randn(start.shape, generator=generator(seed), dtype=start.dtype)
+        start, start + 0.1 * torch.randn(start.shape, generator=seeded(seed), dtype=start.dtype)
     )
 
 
 def leaves(seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """Images, logits of labels, logarithm of the step size."""
-    draws = generator(seed)
+    draws = seeded(seed)
     images = torch.randn(COUNT, *SHAPE, generator=draws, dtype=torch.float64)
     logits = torch.randn(COUNT, CLASSES, generator=draws, dtype=torch.float64)
     return (
@@ -58,12 +55,12 @@ def leaves(seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def steps_of(count: int, strategy: str | None = DSA, seed: int = 3) -> tuple[InnerStep, ...]:
-    return inner_steps(COUNT, 3, count, SHAPE[1:], generator(seed), augmentation(strategy))
+    return inner_steps(COUNT, 3, count, SHAPE[1:], seeded(seed), augmentation(strategy))
 
 
 def every_operation() -> tuple[InnerStep, ...]:
     """A step for each operation of DSA, on batches that overlap."""
-    draws = generator(4)
+    draws = seeded(4)
     rows = [torch.randperm(COUNT, generator=draws)[:3] for _ in OPERATIONS]
     drawn = [augmentation(name).draw(draws, 3, *SHAPE[1:]) for name in OPERATIONS]
     return tuple(InnerStep(some, operations) for some, operations in zip(rows, drawn, strict=True))
@@ -191,7 +188,7 @@ def test_gradcheck(way):
             nn.Conv2d(1, 2, 3), nn.GroupNorm(2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(8, 2)
         ).double()
     )
-    draws = generator()
+    draws = seeded()
     segment = segment_of(student)
     images = torch.randn(4, 1, 4, 4, generator=draws, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(4, 2, generator=draws, dtype=torch.float64, requires_grad=True)
@@ -282,7 +279,7 @@ def test_the_sweep_takes_at_most_1_6_times_the_arithmetic_of_full_unrolling():
     student = FlatNetwork(
         build(NetworkSettings(name="convnet", width=16), ImageShape(3, 16, 16), 10, seed=0)
     )
-    draws = generator()
+    draws = seeded()
     images = torch.randn(8, 3, 16, 16, generator=draws)
     logits = torch.randn(8, 10, generator=draws)
     steps = inner_steps(8, None, 6, (16, 16), draws, augmentation("flip"))
@@ -326,13 +323,13 @@ def test_memory_does_not_grow_with_the_steps_beyond_their_vectors(way):
         build(NetworkSettings(name="convnet", width=8), ImageShape(1, 16, 16), 10, seed=0)
     )
     segment = segment_of(student)
-    draws = generator()
+    draws = seeded()
     images = torch.randn(40, 1, 16, 16, generator=draws, requires_grad=True)
     logits = torch.randn(40, 10, generator=draws, requires_grad=True)
     step_size = torch.tensor(0.01, requires_grad=True)
 
     def peak(count: int) -> int:
-        steps = inner_steps(40, 40, count, (16, 16), generator(), augmentation("flip"))
+        steps = inner_steps(40, 40, count, (16, 16), seeded(), augmentation("flip"))
 
         def run() -> None:
             loss = trajectory_loss(
@@ -360,10 +357,10 @@ class TestClosedForms:
         student = FlatNetwork(
             nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES, bias=False)).double()
         )
-        weights = torch.randn(CLASSES, 6, generator=generator(), dtype=torch.float64)
+        weights = torch.randn(CLASSES, 6, generator=seeded(), dtype=torch.float64)
         weights -= weights.mean(0)
         segment = Segment(torch.zeros(student.size, dtype=torch.float64), weights.flatten())
-        steps = inner_steps(CLASSES, None, 1, (2, 3), generator())
+        steps = inner_steps(CLASSES, None, 1, (2, 3), seeded())
         alpha = torch.tensor(0.5, dtype=torch.float64)
         images = torch.zeros(CLASSES, 1, 2, 3, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.SGD([images], lr=30.0)
@@ -385,7 +382,7 @@ class TestClosedForms:
         wide = 6
         taken = 7
         alpha = 0.2
-        draws = generator()
+        draws = seeded()
         images = torch.randn(count, 1, 2, 3, generator=draws, dtype=torch.float64)
         rows = images.flatten(1)
         start, target = torch.randn(2, wide, generator=draws, dtype=torch.float64)
@@ -429,7 +426,7 @@ class TestClosedForms:
 
 class TestInnerSteps:
     def test_batches_are_cut_from_permutations(self):
-        drawn = inner_steps(10, 4, 7, (8, 8), generator())
+        drawn = inner_steps(10, 4, 7, (8, 8), seeded())
         assert [len(step.rows) for step in drawn] == [4, 4, 2, 4, 4, 2, 4]
         first, second = (
             torch.cat([step.rows for step in drawn[at : at + 3]]).tolist() for at in (0, 3)
@@ -439,13 +436,13 @@ class TestInnerSteps:
 
     @pytest.mark.parametrize("size", [None, 10, 11])
     def test_a_batch_of_all_images_is_in_order(self, size):
-        assert [step.rows.tolist() for step in inner_steps(10, size, 2, (8, 8), generator())] == [
+        assert [step.rows.tolist() for step in inner_steps(10, size, 2, (8, 8), seeded())] == [
             list(range(10))
         ] * 2
 
     def test_every_step_has_a_view_of_its_own_with_parameters_for_every_image(self):
         images = torch.randn(6, 3, 8, 8)
-        drawn = inner_steps(6, 3, 4, (8, 8), generator(), augmentation("scale"))
+        drawn = inner_steps(6, 3, 4, (8, 8), seeded(), augmentation("scale"))
         views = [step.view(images[:3]) for step in drawn]
         assert all(
             torch.equal(view, step.view(images[:3]))
@@ -459,7 +456,7 @@ class TestInnerSteps:
         def rows(seed: int) -> list[list[int]]:
             return [
                 step.rows.tolist()
-                for step in inner_steps(10, 4, 5, (8, 8), generator(seed), augmentation(DSA))
+                for step in inner_steps(10, 4, 5, (8, 8), seeded(seed), augmentation(DSA))
             ]
 
         assert rows(0) == rows(0)
@@ -491,7 +488,7 @@ def test_matching_a_few_experts_makes_ten_digits_worth_many():
         start: Tensor, images: Tensor, labels: Tensor, step_size: float, steps: int, batch_size: int
     ) -> Tensor:
         vector = start
-        for step in inner_steps(len(images), batch_size, steps, size, generator()):
+        for step in inner_steps(len(images), batch_size, steps, size, seeded()):
             vector = vector.detach().requires_grad_()
             loss = cross_entropy(network(vector, images[step.rows]), labels[step.rows])
             vector = vector - step_size * torch.autograd.grad(loss, vector)[0]
@@ -519,7 +516,7 @@ def test_matching_a_few_experts_makes_ten_digits_worth_many():
     optimizer = torch.optim.SGD(
         [{"params": [learned], "lr": 2.0}, {"params": [log_step], "lr": 0.02}], momentum=0.5
     )
-    draws = generator()
+    draws = seeded()
     for _ in range(120):
         segment = segments[int(torch.randint(len(segments), (), generator=draws))]
         steps = inner_steps(10, None, 10, size, draws)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rayd.errors import DataError
 from rayd.statistics.frequencies import PAIRED, Frequencies, median_distance
+from tests.draws import normal, seeded
 
 SPECS = [
     Frequencies("gaussian", 1.3),
@@ -22,14 +23,6 @@ SPECS = [
     Frequencies("rational-quadratic", 0.9, mixture=0.5),
     Frequencies("rational-quadratic", 1.4, mixture=3.0),
 ]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def many(spec: Frequencies, number: int, **changes: float) -> Frequencies:

@@ -13,15 +13,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayd.statistics import CharacteristicFunction, wave_sums
+from tests.draws import normal
 
 SAMPLES = 13
 NUMBER = 17
 DIMENSION = 5
 CLASSES = 4
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 FEATURES = normal(SAMPLES, DIMENSION)

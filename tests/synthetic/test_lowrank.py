@@ -20,6 +20,7 @@ from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, inner_steps, trajectory_loss
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import LowRank, LowRankFactors, choose, fit, random_factors, spread
+from tests.draws import seeded
 
 SHAPE = ImageShape(3, 8, 6)
 CIFAR = ImageShape(3, 32, 32)
@@ -32,18 +33,14 @@ TABLE = [
 """The paper's Table 2: rank, sets, bases of each; numbers of mappers, bases, labels, and all."""
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def factors(
     sets: int = 3, sharing: int = 4, rank: int = 2, shape: ImageShape = SHAPE, seed: int = 0
 ) -> LowRankFactors:
-    return random_factors(sets * sharing, sets, rank, shape, generator(seed))
+    return random_factors(sets * sharing, sets, rank, shape, seeded(seed))
 
 
 def soft(count: int, classes: int = 5) -> Tensor:
-    return torch.randn(count, classes, generator=generator(1))
+    return torch.randn(count, classes, generator=seeded(1))
 
 
 def learned(**changes) -> LowRank:
@@ -71,7 +68,7 @@ def test_images_are_products_of_their_set_s_factors_and_their_own():
 def test_some_images_are_those_of_all_in_value_and_gradient():
     made = learned()
     rows = torch.tensor([7, 0, 11, 4, 5])
-    weights = torch.randn(len(rows), *SHAPE, generator=generator(2))
+    weights = torch.randn(len(rows), *SHAPE, generator=seeded(2))
     every = made.batch()[0][rows]
     some = made.batch(rows)[0]
     torch.testing.assert_close(some, every)
@@ -86,7 +83,7 @@ def test_some_images_are_those_of_all_in_value_and_gradient():
 
 @pytest.mark.parametrize(("rank", "sets", "sharing", "mappers", "bases", "labels", "total"), TABLE)
 def test_storage_is_that_of_the_paper_s_table(rank, sets, sharing, mappers, bases, labels, total):
-    made = random_factors(sets * sharing, sets, rank, CIFAR, generator())
+    made = random_factors(sets * sharing, sets, rank, CIFAR, seeded())
     storage = LowRank(*made, soft(sets * sharing, 10)).storage()
     assert storage.numbers["left"] + storage.numbers["right"] == mappers
     assert (storage.numbers["bases"], storage.numbers["labels"]) == (bases, labels)
@@ -184,7 +181,7 @@ class TestFit:
         torch.testing.assert_close(made.right @ made.right.mT, eye, atol=1e-5, rtol=0)
 
     def test_of_single_images_it_is_the_truncated_decomposition(self):
-        images = torch.randn(4, *SHAPE, generator=generator())
+        images = torch.randn(4, *SHAPE, generator=seeded())
         u, s, v = torch.linalg.svd(images, full_matrices=False)
         best = (u[..., :2] * s[..., None, :2]) @ v[..., :2, :]
         torch.testing.assert_close(
@@ -195,7 +192,7 @@ class TestFit:
         )
 
     def test_it_is_better_than_stacked_decompositions_and_far_better_than_random_mappers(self):
-        images = torch.randn(12, *SHAPE, generator=generator())
+        images = torch.randn(12, *SHAPE, generator=seeded())
         ours = left_over(images, fit(images, 3, 2))
         grouped = images.unflatten(0, (3, 4)).transpose(1, 2)
         rows = grouped.transpose(2, 3).flatten(3)
@@ -216,7 +213,7 @@ class TestFit:
 
     def test_no_other_factors_near_by_are_better(self):
         """Stationary: the squared distance has no slope in any factor."""
-        images = torch.randn(12, *SHAPE, generator=generator()).double()
+        images = torch.randn(12, *SHAPE, generator=seeded()).double()
 
         def slopes(made: LowRankFactors) -> list[float]:
             learned = LowRank(*made, spread(12, 2)).double()
@@ -239,12 +236,12 @@ class TestFit:
 
 
 def test_random_images_look_like_normalised_ones():
-    made = random_factors(400, 20, 4, CIFAR, generator())
+    made = random_factors(400, 20, 4, CIFAR, seeded())
     images = LowRank(*made, spread(400, 10)).batch()[0].detach()
     assert abs(float(images.mean())) < 0.02
     assert abs(float(images.var()) - 1) < 0.05
-    assert torch.equal(made.left, random_factors(400, 20, 4, CIFAR, generator()).left)
-    assert not torch.equal(made.left, random_factors(400, 20, 4, CIFAR, generator(1)).left)
+    assert torch.equal(made.left, random_factors(400, 20, 4, CIFAR, seeded()).left)
+    assert not torch.equal(made.left, random_factors(400, 20, 4, CIFAR, seeded(1)).left)
 
 
 class TestClip:
@@ -268,7 +265,7 @@ class TestClip:
         made = learned()
         with torch.no_grad():
             made.left += 0.3 * torch.randn(
-                made.left.shape, generator=generator()
+                made.left.shape, generator=seeded()
             )  # no longer orthonormal
         clamped = made.batch()[0].detach().clamp(self.LOWER, self.UPPER)
         made.clip(self.LOWER, self.UPPER)
@@ -355,14 +352,14 @@ def trajectory_of(made: WithLearnedStepSize, way: str = "reverse") -> Tensor:
     )
     start = student.vector()
     segment = Segment(
-        start, start + 0.1 * torch.randn(start.shape, generator=generator(), dtype=start.dtype)
+        start, start + 0.1 * torch.randn(start.shape, generator=seeded(), dtype=start.dtype)
     )
     steps = inner_steps(
         len(made),
         5,
         8,
         SHAPE[1:],
-        generator(3),
+        seeded(3),
         augmentation("color_crop_cutout_flip_scale_rotate"),
     )
     return trajectory_loss(student, segment, steps, *made.batch(), made.step_size, way=way)

@@ -13,15 +13,14 @@ from rayd.data import Standardization, load
 from rayd.data.selection import select
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
-from rayd.engine.progress import Progress
 from rayd.engine.stages.rank import Rank
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, RunError
 from rayd.training.image_ranking import rank
 from rayd.training.sets import TrainingSet
 from tests.conftest import tiny
+from tests.runs import QUIET
 
-QUIET = Progress(quiet=True)
 RANKING = {"network": {"name": "mlp", "width": 16}, "count": 2, "epochs": 3, "early": 2}
 
 

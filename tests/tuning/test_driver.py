@@ -33,6 +33,7 @@ from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, OutputError, RunError
 from tests.evaluation.test_report import build, student
+from tests.runs import QUIET
 from tests.tuning.spaces import TINY, small
 from tuning import charts
 from tuning.directory import prepare_directory, read_space
@@ -43,7 +44,6 @@ from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
 
-QUIET = Progress(quiet=True)
 pytestmark = pytest.mark.shared_synthesis
 SEARCHES = [name for name in tuning.names() if not tuning.load(name).is_study]
 READY = [name for name in SEARCHES if name.endswith("-digits")]

@@ -95,7 +95,7 @@ class MeasuringCosts(KeptCounts):
             states = self._measure(network_id, 1)
             first = counting.take()
             self._statistics[group, network_id.architecture.model_dump_json()] = self._merged(
-                network_id, states, 1
+                network_id, states
             )
             merged = counting.take()
             if first.number > MANY:
@@ -130,10 +130,10 @@ class MeasuringCosts(KeptCounts):
         rows = evenly_spaced(len(self.data.train)).numpy()
         return LocalRef((pixels(self.data, len(rows)), self.data.train.labels[rows]))
 
-    def _merged(self, network_id: NetworkId, part: States, batches: int) -> States:
-        """Statistics of the first batches in the merged form, with rows for all classes."""
-        rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
-        labels = torch.tensor(self.data.train.labels[rows])
+    def _merged(self, network_id: NetworkId, part: States) -> States:
+        """Statistics of the first batch in the merged form, with rows for all classes."""
+        batch_size = self.recipe.network_group(network_id.group).batch_size
+        labels = torch.tensor(self.data.train.labels[:batch_size])
         return merged(
             self._worker._method.specs(network_id.group), None, part, labels, self.data.classes
         )

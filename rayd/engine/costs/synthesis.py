@@ -181,7 +181,7 @@ class SynthesisCosts(MeasuringCosts):
                 key = network_id.architecture.model_dump_json()
                 if key not in known:
                     states = self._statistics.get((group, key)) or self._merged(
-                        network_id, self._measure(network_id, 1), 1
+                        network_id, self._measure(network_id, 1)
                     )
                     for layers in states.values():
                         for layer in layers:

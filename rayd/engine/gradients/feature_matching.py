@@ -172,12 +172,12 @@ class FeatureMatching(GradientSource):
         affinity = [one.affinity for one in work]
         # a barrier: statistics of all images need all parts
         found = list(self._pool.map("summarize", [(one.task,) for one in work], affinity))
-        return [
-            replace(task, summaries=summaries)
-            for start in range(0, len(parts), split)
-            for summaries in [self._pool.share(found[start : start + split])]
-            for task in parts[start : start + split]
-        ]
+        complete = []
+        for start in range(0, len(parts), split):
+            of_task = slice(start, start + split)
+            summaries = self._pool.share(found[of_task])
+            complete += [replace(part, summaries=summaries) for part in parts[of_task]]
+        return complete
 
     def update(self, step: int, results: Sequence[Any]) -> Update:
         """Sum over the parts of the images, mean over the networks of a group, sum over groups."""

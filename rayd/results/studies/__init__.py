@@ -23,6 +23,7 @@ from pydantic import Field
 
 from rayd.config import Settings
 from rayd.results import read_all
+from rayd.results.text import three_digits
 
 FOLDER = Path(str(resources.files(__name__)))
 """Folder of the files."""
@@ -76,14 +77,8 @@ def tables() -> Iterator[str]:
             "|---" * (2 + len(series)) + "|",
         ]
         for label, row in result.rows.items():
-            cells = [_cell(row.accuracy, row.std)]
-            cells += [_cell(row.paper.get(one)) for one in series]
+            cells = [three_digits(row.accuracy, row.std)]
+            cells += [three_digits(row.paper.get(one)) for one in series]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         yield "\n".join(lines)
         yield f"Validation accuracy; ± is over {result.repeats}. Revision {result.commit}, {result.date}."
-
-
-def _cell(mean: float | None, std: float | None = None) -> str:
-    if mean is None:
-        return ""
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
