@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 
@@ -33,14 +33,11 @@ from rayd.data.augmentation import (
     resized_crop,
 )
 from rayd.errors import ConfigError
+from tests.draws import seeded
 
 OPERATIONS = DSA_STRATEGY.split("_")
 SQUARE = (4, 3, 8, 8)
 OBLONG = (4, 3, 6, 9)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -8,21 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import RandAugment as TorchvisionRandAugment
 
 from rayd.data.augmentation import RandAugment
 from rayd.data.augmentation.rand_augment import BINS, OPERATIONS, strength
 from rayd.errors import ConfigError
+from tests.draws import seeded
 
 THEIRS = TorchvisionRandAugment()
 SIGNED = [name for name, (_, signed) in THEIRS._AUGMENTATION_SPACE.items() if signed]
 ON_BYTES = ("Posterize", "Solarize", "Equalize")
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def images(count: int, channels: int, height: int = 24, width: int = 31) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from torch import Generator, Tensor
+from torch import Tensor
 
 from rayd.config import TransformSettings
 from rayd.data import Normalization, Standardization, Whitening
@@ -25,6 +25,7 @@ from rayd.data.augmentation import (
 )
 from rayd.errors import ConfigError, DataError
 from tests.data.files import some_images
+from tests.draws import seeded
 
 FITTED = [Standardization.fit(some_images(50, side=8)), Whitening.fit(some_images(50, side=8))]
 ALL = TransformSettings(rand_augment=2, magnitude=9, crop=(0.08, 1.0), shift=2, flip=True, roll=3)
@@ -35,10 +36,6 @@ PARTS = {
     "flip": TransformSettings(flip=True),
     "roll": TransformSettings(roll=2),
 }
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def inputs(normalization: Normalization = FITTED[0], count: int = 6) -> Tensor:
