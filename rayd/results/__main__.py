@@ -74,8 +74,8 @@ same students, best first; ± is over distillations, if there are several.
   *random* next to it is that of random images, *IOR* the difference, *HLR* the gap to the whole set,
   and *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
-  without the five experts that trajectory methods share, which take 16 to 26 minutes in total (30 for
-  DATM's, which are its own)
+  without the five experts that trajectory methods share, which take 16 to 26 minutes in total (30 to 45
+  for DATM's, which are its own)
 - DCC compares class by class, as DSA does, in about a quarter of its steps, as in its paper
 - rows named *partitioned*, *ninths*, *sixteenths* and *best* are combinations of this project, whose
   stored images each contain four, nine or sixteen smaller ones; *best* is the choice on the validation
